@@ -46,7 +46,8 @@ def _acceleration(x, s, frequency, wave):
             return ops.zeros_like(x)
         periods = frequency * x
         floor = wave == "floor"
-        height = periods - ops.floor(periods) if floor else ops.abs(periods - ops.round(periods))
+        # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
+        height = periods - periods // 1 if floor else ops.abs(periods - ops.round(periods))
         # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
         return (ops.clip(height, 0, 1 if floor else 0.5) - 0.5) / frequency * s(x)
 

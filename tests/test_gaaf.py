@@ -1,0 +1,313 @@
+"""The activations: values and gradients against the closed form, dtypes, errors, saving."""
+
+import inspect
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from backends import derivatives, to_numpy, ways_to_call
+
+import gaaf
+
+ROOT = Path(__file__).parent.parent
+X = np.random.default_rng(0).uniform(-8, 8, 2001)
+
+
+def sigmoid(x, shift=-1.0, slope=1.0):
+    return 0.5 * (1 + np.tanh(slope * (x + shift) / 2))  # does not overflow
+
+
+def gaussian(x):
+    return np.exp(-(x**2) / 3)
+
+
+# φ, φ′ and φ″.
+RELU = (lambda x: np.maximum(x, 0), lambda x: (x > 0) * 1.0, np.zeros_like)
+TANH = (np.tanh, lambda x: 1 - np.tanh(x) ** 2, lambda x: -2 * np.tanh(x) * (1 - np.tanh(x) ** 2))
+ELU = (
+    lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    lambda x: np.exp(np.minimum(x, 0)),
+    lambda x: np.where(x > 0, 0, np.exp(np.minimum(x, 0))),
+)
+
+
+def sigmoid_slope(x, shift=-1.0, slope=1.0):
+    return slope * sigmoid(x, shift, slope) * (1 - sigmoid(x, shift, slope))
+
+
+def gaussian_slope(x):
+    return -2 / 3 * x * gaussian(x)
+
+
+# GAAF's activation and parameters; φ and its derivatives; s and its derivative.
+CASES = [
+    ("relu", {}, RELU, sigmoid, sigmoid_slope),
+    *[
+        (
+            "relu",
+            {"shift": shift, "slope": slope},
+            RELU,
+            partial(sigmoid, shift=shift, slope=slope),
+            partial(sigmoid_slope, shift=shift, slope=slope),
+        )
+        for shift, slope in ((4, 1), (-4, 1), (0.5, 5), (0, 100), (1, -2))
+    ],
+    ("relu", {"frequency": 10}, RELU, sigmoid, sigmoid_slope),
+    ("relu", {"frequency": 1e6}, RELU, sigmoid, sigmoid_slope),
+    ("relu", {"shape": None}, RELU, np.ones_like, np.zeros_like),
+    ("relu", {"shape": "gaussian"}, RELU, gaussian, gaussian_slope),
+    ("relu", {"shape": keras.ops.cos}, RELU, np.cos, lambda x: -np.sin(x)),
+    ("tanh", {}, TANH, gaussian, gaussian_slope),
+    ("tanh", {"frequency": 100}, TANH, gaussian, gaussian_slope),
+    ("tanh", {"shape": None}, TANH, np.ones_like, np.zeros_like),
+    ("tanh", {"shape": "sigmoid"}, TANH, sigmoid, sigmoid_slope),
+    ("elu", {"shape": "gaussian"}, ELU, gaussian, gaussian_slope),
+    (keras.activations.elu, {"shape": None}, ELU, np.ones_like, np.zeros_like),
+]
+
+
+@pytest.mark.parametrize("wave", ["floor", "round", None])
+@pytest.mark.parametrize("activation, parameters, phi, s, s_slope", CASES)
+def test_values_and_gradients_are_those_of_the_closed_form(
+    activation, parameters, phi, s, s_slope, wave
+):
+    function = gaaf.GAAF(activation, wave=wave, **parameters)
+    frequency = parameters.get("frequency", 10_000)
+    periods = frequency * X
+    height, sign = {
+        "floor": ((periods - np.floor(periods) - 0.5) / frequency, 1),
+        "round": (
+            (np.abs(periods - np.round(periods)) - 0.5) / frequency,
+            np.sign(periods - np.round(periods)),
+        ),
+        None: (0, 1),
+    }[wave]
+    x = keras.ops.convert_to_tensor(X, "float64")
+    own_phi = to_numpy(keras.activations.get(activation)(x))
+    for way, call in ways_to_call(function):
+        values = to_numpy(call(x))
+        np.testing.assert_allclose(values, own_phi + height * s(X), rtol=0, atol=1e-9, err_msg=way)
+        if wave is None:
+            np.testing.assert_array_equal(
+                values, to_numpy(dict(ways_to_call(function.activation))[way](x))
+            )
+    first, second = derivatives(function, X)
+    np.testing.assert_allclose(first, phi[1](X) + sign * s(X), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(second, phi[2](X) + sign * s_slope(X), rtol=0, atol=1e-5)
+
+
+def test_the_two_functions_are_the_object_with_their_defaults():
+    x = keras.ops.convert_to_tensor(X, "float64")
+    for function, activation in ((gaaf.GAAF_relu, "relu"), (gaaf.GAAF_tanh, "tanh")):
+        np.testing.assert_array_equal(to_numpy(function(x)), to_numpy(gaaf.GAAF(activation)(x)))
+    parameters = {"shift": 2.0, "slope": 3.0, "frequency": 50, "wave": "round", "shape": "gaussian"}
+    np.testing.assert_array_equal(
+        to_numpy(gaaf.GAAF_relu(x, **parameters)), to_numpy(gaaf.GAAF("relu", **parameters)(x))
+    )
+    parameters = {"frequency": 50, "wave": None, "shape": "sigmoid"}
+    np.testing.assert_array_equal(
+        to_numpy(gaaf.GAAF_tanh(x, **parameters)), to_numpy(gaaf.GAAF("tanh", **parameters)(x))
+    )
+
+
+def test_the_papers_shape_is_slope_5_shift_half():
+    gradient, _ = derivatives(gaaf.GAAF("relu", shift=0.5, slope=5, wave=None), [-1e-9, -0.5, -1])
+    np.testing.assert_allclose(gradient, [0.924, 0.5, 0.076], atol=1e-3)
+
+
+@pytest.mark.parametrize("wave", ["floor", "round", None])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_every_float_dtype_keeps_dtype_and_gradient(dtype, wave):
+    x = keras.ops.cast(keras.ops.convert_to_tensor(np.linspace(-100, 100, 4001)), dtype)
+    exact = to_numpy(x).astype("float64")
+    for function, phi, s in (
+        (gaaf.GAAF("relu", wave=wave), RELU, sigmoid),
+        (gaaf.GAAF("tanh", wave=wave), TANH, gaussian),
+    ):
+        y = function(x)
+        assert keras.backend.standardize_dtype(y.dtype) == dtype
+        tolerance = {"float16": 1e-3, "bfloat16": 1e-2}.get(dtype, 1e-6)
+        np.testing.assert_allclose(
+            to_numpy(y), phi[0](exact), rtol=tolerance, atol=tolerance + 0.5e-4
+        )
+        gradient, _ = derivatives(function, exact, dtype)
+        if wave == "round":
+            added = np.abs(gradient.astype("float64") - phi[1](exact))
+            assert np.all((added < tolerance) | (np.abs(added - s(exact)) < tolerance))
+        else:
+            np.testing.assert_allclose(
+                gradient.astype("float64"), phi[1](exact) + s(exact), rtol=0, atol=2 * tolerance
+            )
+
+
+def test_half_precision_sees_the_wave_that_float32_sees():
+    x = keras.ops.cast(keras.ops.convert_to_tensor(np.linspace(-9, -7, 99)), "float16")
+    wave = to_numpy(gaaf.GAAF_relu(x, shape=None))
+    np.testing.assert_allclose(
+        wave, to_numpy(gaaf.GAAF_relu(keras.ops.cast(x, "float32"), shape=None)), atol=1e-7
+    )
+    assert len(np.unique(wave)) > 10
+
+
+@pytest.mark.parametrize("wave", ["floor", "round", None])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_infinities_and_nan(dtype, wave):
+    x = keras.ops.cast(keras.ops.convert_to_tensor([np.inf, -np.inf, np.nan]), dtype)
+    for way, relu in ways_to_call(gaaf.GAAF("relu", wave=wave)):
+        np.testing.assert_allclose(to_numpy(relu(x)), [np.inf, 0, np.nan], atol=1e-4, err_msg=way)
+    for way, tanh in ways_to_call(gaaf.GAAF("tanh", wave=wave)):
+        np.testing.assert_allclose(to_numpy(tanh(x)), [1, -1, np.nan], atol=1e-4, err_msg=way)
+
+
+@pytest.mark.parametrize("wave", ["floor", "round"])
+def test_values_stay_within_half_a_period_where_floats_are_coarse(wave):
+    x = -np.logspace(0, 9, 5001).astype("float32")
+    for way, function in ways_to_call(gaaf.GAAF("relu", wave=wave, shape=None)):
+        assert np.abs(to_numpy(function(keras.ops.convert_to_tensor(x)))).max() <= 0.5001e-4, way
+
+
+@pytest.mark.parametrize(
+    "name, mistake",
+    [
+        ("wave", lambda: gaaf.GAAF_relu(X, wave="square")),
+        ("wave", lambda: gaaf.GAAF("tanh", wave=True)),
+        ("shape", lambda: gaaf.GAAF_tanh(X, shape="triangle")),
+        ("shape", lambda: gaaf.GAAF("elu")),
+        ("frequency", lambda: gaaf.GAAF_relu(X, frequency=0)),
+        ("frequency", lambda: gaaf.GAAF_tanh(X, frequency=-1)),
+        ("frequency", lambda: gaaf.GAAF_relu(X, frequency=float("inf"))),
+        ("frequency", lambda: gaaf.GAAF_relu(X, frequency=float("nan"))),
+        ("frequency", lambda: gaaf.GAAF_relu(X, frequency=None)),
+        ("shift", lambda: gaaf.GAAF_relu(X, shift=float("nan"))),
+        ("shift", lambda: gaaf.GAAF_relu(X, shift="1")),
+        ("slope", lambda: gaaf.GAAF_relu(X, slope=float("-inf"))),
+        ("slope", lambda: gaaf.GAAF_relu(X, slope=True)),
+        ("x", lambda: gaaf.GAAF_relu(np.arange(3))),
+        ("x", lambda: gaaf.GAAF_tanh(True)),
+        ("x", lambda: gaaf.GAAF_relu(keras.Input((3,), dtype="int32"))),
+        ("activation", lambda: gaaf.GAAF("rleu")),
+        ("activation", lambda: gaaf.get("GAAF_rleu")),
+        ("activation", lambda: gaaf.get(7)),
+        ("activation", lambda: gaaf.get({"class_name": "Nothing", "config": {}})),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(name, mistake):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        mistake()
+    message = str(caught.value)
+    assert message.startswith(f"{name}: allowed is ") and "; received " in message
+    assert "\n" not in message
+
+
+def test_get():
+    assert gaaf.get("GAAF_relu") is gaaf.GAAF_relu
+    assert gaaf.get("GAAF_tanh") is gaaf.GAAF_tanh
+    assert gaaf.get("gelu") is keras.activations.gelu
+    assert gaaf.get(None) is keras.activations.linear
+    assert gaaf.get(np.tanh) is np.tanh
+    for original in (gaaf.GAAF_relu, gaaf.GAAF("tanh", frequency=7, wave="round", shape=None)):
+        copy = gaaf.get(keras.activations.serialize(original))
+        x = keras.ops.convert_to_tensor(X)
+        np.testing.assert_array_equal(to_numpy(copy(x)), to_numpy(original(x)))
+
+
+def model_of_every_kind():
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(8, activation=gaaf.GAAF_tanh)(inputs)
+    x = keras.layers.Dense(8, activation=gaaf.GAAF("relu", 0.5, 5, 200, "round", None))(x)
+    x = gaaf.GAAF_relu(x, shift=2, frequency=30)  # a function, on a symbolic tensor
+    x = keras.layers.Activation(gaaf.GAAF("elu", wave=None, shape=keras.ops.sigmoid))(x)
+    x = gaaf.GAAF("tanh", frequency=3)(keras.layers.Dense(8)(x))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    model.compile("adam", "mse")
+    return model
+
+
+IN_A_FRESH_PROCESS = """
+import sys
+import numpy as np
+import gaaf
+import keras
+
+data = np.load(sys.argv[2])
+model = keras.models.load_model(sys.argv[1])
+predicted = model.predict(data["x"], verbose=0)
+np.testing.assert_allclose(predicted, data["predicted"], rtol=1e-5, atol=1e-6)
+step = int(model.optimizer.iterations)
+model.fit(data["x"], data["y"], verbose=0)
+assert int(model.optimizer.iterations) > step > 0
+assert not np.allclose(model.predict(data["x"], verbose=0), predicted, atol=1e-6)
+"""
+
+
+def check_in_a_fresh_process(model, x, y, directory):
+    """Trains and saves the model; another process that only imports gaaf loads and trains it."""
+    model.fit(x, y, verbose=0)
+    model.save(directory / "model.keras")
+    np.savez(directory / "data.npz", x=x, y=y, predicted=model.predict(x, verbose=0))
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            IN_A_FRESH_PROCESS,
+            directory / "model.keras",
+            directory / "data.npz",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+
+
+def test_a_saved_model_loads_in_a_fresh_process_and_trains_on(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("float32"), rng.normal(size=(64, 2)).astype("float32")
+    check_in_a_fresh_process(model_of_every_kind(), x, y, tmp_path)
+
+
+def test_a_resnet_of_a_name_loads_in_a_fresh_process_and_trains_on(tmp_path):
+    from resnet_v1 import resnet_v1
+
+    rng = np.random.default_rng(0)
+    model = resnet_v1((32, 32, 3), 8, activation="GAAF_relu")
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x = rng.normal(size=(8, 32, 32, 3)).astype("float32")
+    check_in_a_fresh_process(model, x, np.arange(8), tmp_path)
+
+
+def test_clone_model_keeps_parameters():
+    model = model_of_every_kind()
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_training_with_and_without_xla(jit_compile):
+    model = model_of_every_kind()
+    model.compile("adam", "mse", jit_compile=jit_compile)
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    losses = model.fit(x, x[:, :2], epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_gaaf_runs_where_there_is_no_tensorflow():
+    pytest.importorskip("jax")
+    code = "import sys; sys.modules['tensorflow'] = None; import gaaf; print(gaaf.GAAF_relu(-2.0))"
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert abs(float(done.stdout)) < 0.5e-4
+
+
+def test_public_names_have_docstrings_of_one_form():
+    for thing in (gaaf.GAAF, gaaf.GAAF_relu, gaaf.GAAF_tanh, gaaf.get):
+        text = inspect.getdoc(thing)
+        assert "Args:" in text and "Returns:" in text
