@@ -152,8 +152,8 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.augmentation, self.seed = augmentation, seed
-        self.epoch = -1
-        self.on_epoch_end()
+        self.epoch = 0  # counted from 1; Keras looks at a few batches before the first
+        self.order = np.arange(len(images))
 
     def __len__(self):
         return -(-len(self.images) // self.batch_size)
@@ -165,7 +165,7 @@ class Batches(keras.utils.PyDataset):
             images = augment(images, np.random.default_rng((self.seed, self.epoch, index)))
         return images, self.labels[batch]
 
-    def on_epoch_end(self):
+    def on_epoch_begin(self):  # not on_epoch_end, which Keras also calls before the first epoch
         self.epoch += 1
         rng = np.random.default_rng((self.seed, self.epoch))
         self.order = rng.permutation(len(self.images))
@@ -174,7 +174,7 @@ class Batches(keras.utils.PyDataset):
 def augment(images, rng):
     """Flips and shifts images (n, height, width, channels) at random, as `Batches` says."""
     n, height, width = images.shape[:3]
-    down, right = (rng.integers(-size // 10, size // 10 + 1, (n, 1)) for size in (height, width))
+    down, right = (rng.integers(-(size // 10), size // 10 + 1, (n, 1)) for size in (height, width))
     rows = np.clip(np.arange(height) + down, 0, height - 1)
     columns = np.clip(np.arange(width) + right, 0, width - 1)
     columns = np.where(rng.random((n, 1)) < 0.5, columns[:, ::-1], columns)

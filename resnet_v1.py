@@ -91,7 +91,7 @@ def block_and_count(depth, block, default):
 
 def image_input(shape):
     """Input layer for images of the given (height, width, channels)."""
-    sizes = tuple(shape)
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else ()
     valid = len(sizes) == 3 and all(
         isinstance(size, numbers.Integral) and size >= least and size % divisor == 0
         for size, least, divisor in zip(sizes, (32, 32, 1), (4, 4, 1), strict=True)

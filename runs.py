@@ -90,8 +90,8 @@ class RunFiles(keras.callbacks.Callback):
         if epoch:
             seconds = (self.params["epochs"] - epoch) * (time.monotonic() - self.started)
             minutes = round(seconds / 60)
-            left = f"{minutes // 60} h {minutes % 60} min" if minutes else "less than a minute"
-            print(f"Time left for the whole run: about {left}", flush=True)
+            left = f"about {minutes // 60} h {minutes % 60} min" if minutes else "under a minute"
+            print(f"Time left for the whole run: {left}", flush=True)
         self.started = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
