@@ -281,6 +281,7 @@ def parse(arguments=None):
             self.exit(2, f"{self.prog}: error: {message}\n")
 
     parser = Parser(
+        prog="main.py",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
@@ -298,8 +299,8 @@ def parse(arguments=None):
     return Settings(**vars(parser.parse_args(arguments)))
 
 
-def main():
-    settings = parse()
+def main(arguments=None):
+    settings = parse(arguments)
     try:
         prepared = prepare(settings)
     except (ValueError, TypeError) as error:
