@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import hashlib
 import inspect
-import math
 import os
 import platform
 import re
@@ -86,27 +85,35 @@ def prepare(settings):
 
 
 def check(settings):
-    """Raises ValueError for a setting that is wrong whatever the data and the network."""
+    """Raises ValueError for a setting that is wrong whatever the network and the data."""
     choices = {
         "version": (1, 2),
         "wave": ("floor", "round", "none"),
         "shape": ("auto", "sigmoid", "gaussian", "none"),
         "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     }
-    smallest = {"batch_size": 1, "epochs": 1, "seed": 0, "frequency": 1e-30, "learning_rate": 1e-30}
+    limits = {
+        "depth": (1, 10**6),
+        "shift": (-1e30, 1e30),
+        "slope": (-1e30, 1e30),
+        "frequency": (1e-30, 1e30),
+        "batch_size": (1, 10**6),
+        "epochs": (1, 10**6),
+        "learning_rate": (1e-30, 1e30),
+        "seed": (0, 2**32 - 1),
+    }
     for field in dataclasses.fields(Settings):
-        name, value = field.name, getattr(settings, field.name)
-        kinds = (int, float) if field.type is float else field.type
-        allowed = field.type.__name__
-        ok = isinstance(value, kinds) and isinstance(value, bool) == (field.type is bool)
-        if ok and field.type in (int, float):
-            least, most = smallest.get(name, -math.inf), 1e30 if field.type is float else 2**32 - 1
-            ok = least <= value <= most and math.isfinite(value)
-            allowed += f" from {least:g} to {most:g}" if name in smallest else ", finite"
-        if ok and name in choices:
-            ok, allowed = value in choices[name], f"one of {', '.join(map(str, choices[name]))}"
+        value, allowed = getattr(settings, field.name), field.type.__name__
+        ok = type(value) is field.type or (field.type is float and type(value) is int)
+        if field.name in choices:
+            allowed = f"one of {', '.join(map(str, choices[field.name]))}"
+            ok = ok and value in choices[field.name]
+        elif field.name in limits:
+            least, most = limits[field.name]
+            allowed += f" from {least} to {most}"
+            ok = ok and least <= value <= most  # not so for NaN
         if not ok:
-            raise ValueError(f"{name}: allowed is {allowed}; received {value!r}")
+            raise ValueError(f"{field.name}: allowed is {allowed}; received {value!r}")
     if (directory_of(settings) / "config.json").exists():
         raise ValueError(
             "output_dir: allowed is a directory without a run in it; received "
@@ -158,26 +165,26 @@ def build_model(settings, network, data):
         ],
         name=f"{network.name}_of_raw_images",
     )
-    # Left to "auto", Keras compiles with XLA, which halves the speed of TensorFlow on the CPU.
-    xla = "auto" if keras.backend.backend() != "tensorflow" or on_accelerator() else False
+    # By itself Keras would turn XLA on; that halves the speed of TensorFlow on the CPU.
+    tensorflow_on_cpu = keras.backend.backend() == "tensorflow" and device().startswith("cpu")
     model.compile(
         optimizer=keras.optimizers.Adam(settings.learning_rate),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        jit_compile=xla,
+        jit_compile=False if tensorflow_on_cpu else "auto",
     )
     return model
 
 
-def on_accelerator():
-    """Whether Keras computes on a GPU or TPU rather than on the CPU."""
+def device():
+    """Names what Keras computes on, "cpu:0" or "gpu:0", say."""
     import keras
 
     if keras.backend.backend() == "torch":  # whose devices Keras does not list
         import torch
 
-        return torch.cuda.is_available()
-    return not keras.distribution.list_devices()[0].startswith("cpu")
+        return "gpu:0" if torch.cuda.is_available() else "cpu:0"
+    return keras.distribution.list_devices()[0]
 
 
 def learning_rate_at(epoch, settings):
@@ -240,7 +247,7 @@ def describe(settings, model, data):
         "network": {"name": network.name, "parameters": network.count_params()},
         "activation": {"name": settings.activation} | parameters,
         "images": {"training": len(data.x_train), "test": len(data.x_test)},
-        "device": "accelerator" if on_accelerator() else "CPU",
+        "device": device(),
         "versions": {
             "python": platform.python_version(),
             "keras": keras.__version__,
@@ -252,11 +259,11 @@ def describe(settings, model, data):
 
 def announce(config, directory):
     """Prints what is about to happen."""
-    settings, activation = config["settings"], dict(config["activation"])
+    settings, activation = config["settings"], config["activation"]
     parameters = {k: v for k, v in activation.items() if k not in ("name", "activation")}
-    device = config["device"]
-    if device == "CPU" and "tensorflow" in config["versions"]:
-        device += "; on a machine with an NVIDIA GPU: pip install 'tensorflow[and-cuda]'"
+    advice = ""
+    if config["device"].startswith("cpu") and "tensorflow" in config["versions"]:
+        advice = "; on a machine with an NVIDIA GPU: pip install 'tensorflow[and-cuda]'"
     rows = {
         "network": "{name}, {parameters:,} parameters".format(**config["network"]),
         "activation": ", ".join([activation["name"], *(f"{k} {v}" for k, v in parameters.items())]),
@@ -266,7 +273,7 @@ def announce(config, directory):
         "augmentation": "flips and shifts" if settings["data_augmentation"] else "none",
         "training": "{epochs} epochs, batch size {batch_size}, Adam from {learning_rate:g}, "
         "{precision}, seed {seed}".format(**settings),
-        "device": device,
+        "device": config["device"] + advice,
         "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         "results": str(directory),
     }
@@ -286,7 +293,6 @@ def parse(arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    comments = dict(re.findall(r"^    (\w+): .* = .*?  # (.+)$", inspect.getsource(Settings), re.M))
     for field in dataclasses.fields(Settings):
         kind = (
             {"action": argparse.BooleanOptionalAction}
@@ -294,9 +300,14 @@ def parse(arguments=None):
             else {"type": field.type, "metavar": field.type.__name__.upper()}
         )
         flag = "--" + field.name.replace("_", "-")
-        comment = comments[field.name].replace("%", "%%")
-        parser.add_argument(flag, default=field.default, help=comment, **kind)
+        help_text = comments()[field.name].replace("%", "%%")
+        parser.add_argument(flag, default=field.default, help=help_text, **kind)
     return Settings(**vars(parser.parse_args(arguments)))
+
+
+def comments():
+    """The comment beside each setting."""
+    return dict(re.findall(r"^    (\w+): .* = .*?  # (.+)$", inspect.getsource(Settings), re.M))
 
 
 def main(arguments=None):

@@ -1,0 +1,177 @@
+"""Makes the pictures of the README, and the tables between its markers: python docs/make.py"""
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import gaaf  # noqa: E402
+import main  # noqa: E402
+import runs  # noqa: E402
+from resnet_v1 import resnet_v1  # noqa: E402
+from resnet_v2 import resnet_v2  # noqa: E402
+
+DEPTHS = {1: (20, 32, 44, 56, 110, 164, 1001), 2: (20, 56, 110, 164, 1001)}
+FUNCTIONS = (
+    ("GAAF_relu (shift −1, slope 1)", gaaf.GAAF("relu")),
+    ("GAAF_relu, paper's shape (0.5, 5)", gaaf.GAAF("relu", shift=0.5, slope=5)),
+    ("GAAF_tanh", gaaf.GAAF("tanh")),
+)
+# Test accuracy in the report of 2018 of GAAF_relu, slope 1, at each shift; and of the other rows.
+EARLIER_AT_SHIFT = {
+    5.0: 0.6517,
+    4.0: 0.6924,
+    3.0: 0.7042,
+    2.0: 0.7441,
+    1.0: 0.78,
+    0.0: 0.7886,
+    -0.5: 0.7945,
+    -1.0: 0.7948,
+    -2.0: 0.78,
+    -3.0: 0.7768,
+    -4.0: 0.7733,
+}
+EARLIER = [
+    ("relu", {"activation": "relu"}, 0.8084),
+    *((f"GAAF_relu, shift {a:g}", {"shift": a}, y) for a, y in EARLIER_AT_SHIFT.items()),
+    ("GAAF_relu, s = 1 everywhere", {"shape": "none"}, 0.6603),
+    ("GAAF_relu, shift −1, wave “round”", {"shift": -1.0, "wave": "round"}, 0.8054),
+]
+
+
+def value_and_gradient(function, x):
+    import tensorflow as tf
+
+    x = tf.constant(x, "float64")
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return y.numpy(), tape.gradient(y, x).numpy()
+
+
+def plot_activations(path):
+    """Draws φ_new, its gradient and s; below, φ_new − φ enlarged to where the sawtooth shows."""
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    axes = figure.subplots(2, 3, height_ratios=(3, 1.3))
+    for (title, function), above, below in zip(FUNCTIONS, *axes, strict=True):
+        x = np.linspace(-6, 6, 2001)
+        y, gradient = value_and_gradient(function, x)
+        _, plain = value_and_gradient(function.activation, x)
+        above.plot(x, y, label="φ_new")
+        above.plot(x, gradient, label="φ_new′")
+        above.plot(x, gradient - plain, "k--", lw=1, label="s = φ_new′ − φ′")
+        above.set(title=title, xlabel="x", ylim=(-1.1, 2.3))
+        x = np.linspace(-1.0003, -0.9997, 4001)
+        below.plot(x, value_and_gradient(function, x)[0] - np.asarray(function.activation(x)))
+        below.set(xlabel="x, six periods of the sawtooth", ylabel="φ_new − φ", ylim=(-6e-5, 6e-5))
+        below.ticklabel_format(useOffset=False)
+        below.set_xticks([-1.0002, -1, -0.9998])
+        above.legend(loc="lower right")
+        above.grid(alpha=0.3)
+        below.grid(alpha=0.3)
+    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def settings_table():
+    comments = main.comments()
+    rows = [
+        (f"`{field.name}`", f"`{field.default}`", comments[field.name])
+        for field in dataclasses.fields(main.Settings)
+    ]
+    return table(("setting", "default", "what it is"), rows)
+
+
+def networks_table():
+    rows = []
+    for resnet, version in ((resnet_v1, 1), (resnet_v2, 2)):
+        for depth in DEPTHS[version]:
+            network = resnet((32, 32, 3), depth)
+            bottleneck = any(x.name == "stage1_block1_conv3" for x in network.layers)
+            block = "bottleneck" if bottleneck else "basic"
+            rows.append((f"ResNet-{depth} v{version}", block, f"{network.count_params():,}"))
+    return table(("network", "blocks", "parameters"), rows)
+
+
+def results():
+    """Yields (config, rows of the history) of every run kept in results/."""
+    for directory in sorted((ROOT / "results").iterdir()):
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        with open(directory / "history.csv", newline="", encoding="utf-8") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        yield config, rows
+
+
+def results_table():
+    lines = []
+    for config, rows in results():
+        last, best = rows[-1], max(rows, key=lambda row: row["val_accuracy"])
+        settings = config["settings"]
+        lines.append(
+            (
+                f"ResNet-{settings['depth']} v{settings['version']}",
+                settings["activation"],
+                len(rows),
+                f"{last['accuracy']:.4f}",
+                f"{last['val_accuracy']:.4f}",
+                f"{best['val_accuracy']:.4f} ({best['epoch']:.0f})",
+            )
+        )
+    header = ("network", "activation", "epochs", "training", "test", "best epoch's test")
+    return table(header, lines)
+
+
+def earlier_table():
+    usual = {"version": 1, "depth": 20, "activation": "GAAF_relu", "slope": 1.0}
+    usual |= {"wave": "floor", "shape": "auto", "data_augmentation": False}
+    lines = []
+    for label, changes, earlier in EARLIER:
+        wanted = usual | changes
+        ours = [
+            f"{rows[-1]['val_accuracy']:.4f} ({len(rows)} epochs)"
+            for config, rows in results()
+            if wanted.items() <= config["settings"].items()
+        ]
+        lines.append((label, f"{earlier:.4f}", ", ".join(ours) or "not run yet"))
+    return table(("ResNet-20 v1", "2018 report (200 epochs)", "here"), lines)
+
+
+def plot_results(path):
+    """Draws the curves of the runs that are longer than one epoch."""
+    histories = {c["settings"]["activation"]: rows for c, rows in results() if len(rows) > 1}
+    runs.plot_curves(path, histories)
+
+
+def readme(text):
+    """Returns the README's text with its tables made anew."""
+    tables = {
+        "settings": settings_table,
+        "networks": networks_table,
+        "results": results_table,
+        "earlier results": earlier_table,
+    }
+    for name, make in tables.items():
+        begin, end = f"<!-- {name}: made by docs/make.py -->\n", f"\n<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = before + begin + make() + end + after
+    return text
+
+
+if __name__ == "__main__":
+    plot_activations(ROOT / "docs" / "gaaf.png")
+    plot_results(ROOT / "docs" / "curves.png")
+    path = ROOT / "README.md"
+    text = readme(path.read_text(encoding="utf-8"))
+    runs.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

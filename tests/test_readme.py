@@ -1,0 +1,38 @@
+"""The README: its tables are those that docs/make.py makes, its example runs."""
+
+import re
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+import make  # noqa: E402
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tables_are_current():
+    assert make.readme(README) == README
+
+
+def test_pictures_can_be_made(tmp_path):
+    make.plot_activations(tmp_path / "gaaf.png")
+    make.plot_results(tmp_path / "curves.png")
+    for name in ("gaaf.png", "curves.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+        assert f"](docs/{name})" in README and (ROOT / "docs" / name).exists()
+
+
+def test_example_of_a_model_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(code, names)
+    model = names["model"]
+    model.save(tmp_path / "model.keras")
+    x = np.random.default_rng(0).random((4, 784))
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
