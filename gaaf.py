@@ -78,8 +78,8 @@ class GAAF(keras.Operation):
     """Gradient-accelerated version of an activation function, φ_new(x) = φ(x) + g(x)·s(x).
 
     The gradient is φ′(x) + s(x), for wave "round" φ′(x) ± s(x) with the sign of Kx − round(Kx).
-    Values differ from φ(x) by 0.5/frequency at most. The object goes wherever Keras takes
-    `activation=`, and is saved and loaded with the model.
+    Values differ from φ(x) by 0.5/frequency at most, where |s| ≤ 1. The object goes wherever Keras
+    takes `activation=`, and is saved and loaded with the model.
 
     Args:
         activation: φ: "relu", "tanh", the name of any other Keras activation, or a callable.
@@ -185,8 +185,8 @@ class GAAF(keras.Operation):
 def GAAF_relu(x, shift=-1.0, slope=1.0, frequency=10_000, wave="floor", shape="sigmoid"):
     """Gradient-accelerated ReLU, max(x, 0) + g(x)·sigmoid(slope·(x + shift)).
 
-    Gradient: (x > 0) + sigmoid(slope·(x + shift)). Parameters, errors and source are those of
-    `GAAF`; as `activation=` a plain function carries the defaults alone, a `GAAF` object any.
+    Its gradient is (x > 0) + sigmoid(slope·(x + shift)). Given as `activation=`, this function has
+    its default parameters; `GAAF("relu", …)` takes others along, into saved models too.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
@@ -199,6 +199,13 @@ def GAAF_relu(x, shift=-1.0, slope=1.0, frequency=10_000, wave="floor", shape="s
 
     Returns:
         Tensor of the shape and dtype of x.
+
+    Raises:
+        ValueError: if a parameter is none of these.
+        TypeError: if x is not of a float dtype.
+
+    Reference:
+        [Gradient Acceleration in Activation Functions](https://arxiv.org/abs/1806.09783).
     """
     return GAAF("relu", shift, slope, frequency, wave, shape)(x)
 
@@ -207,7 +214,8 @@ def GAAF_relu(x, shift=-1.0, slope=1.0, frequency=10_000, wave="floor", shape="s
 def GAAF_tanh(x, frequency=10_000, wave="floor", shape="gaussian"):
     """Gradient-accelerated tanh, tanh(x) + g(x)·exp(−x²/3).
 
-    Gradient: 1 − tanh²(x) + exp(−x²/3). Parameters, errors and source are those of `GAAF`.
+    Its gradient is 1 − tanh²(x) + exp(−x²/3). `GAAF("tanh", …)` is the form for `activation=` with
+    other parameters than the defaults.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
@@ -217,6 +225,13 @@ def GAAF_tanh(x, frequency=10_000, wave="floor", shape="gaussian"):
 
     Returns:
         Tensor of the shape and dtype of x.
+
+    Raises:
+        ValueError: if a parameter is none of these.
+        TypeError: if x is not of a float dtype.
+
+    Reference:
+        [Gradient Acceleration in Activation Functions](https://arxiv.org/abs/1806.09783).
     """
     return GAAF("tanh", frequency=frequency, wave=wave, shape=shape)(x)
 

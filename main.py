@@ -166,7 +166,7 @@ def build_model(settings, network, data):
         name=f"{network.name}_of_raw_images",
     )
     # By itself Keras would turn XLA on; that halves the speed of TensorFlow on the CPU.
-    tensorflow_on_cpu = keras.backend.backend() == "tensorflow" and device().startswith("cpu")
+    tensorflow_on_cpu = keras.backend.backend() == "tensorflow" and device() == "CPU"
     model.compile(
         optimizer=keras.optimizers.Adam(settings.learning_rate),
         loss="sparse_categorical_crossentropy",
@@ -177,14 +177,14 @@ def build_model(settings, network, data):
 
 
 def device():
-    """Names what Keras computes on, "cpu:0" or "gpu:0", say."""
+    """Names the kind of device that Keras computes on: CPU, GPU or TPU."""
     import keras
 
     if keras.backend.backend() == "torch":  # whose devices Keras does not list
         import torch
 
-        return "gpu:0" if torch.cuda.is_available() else "cpu:0"
-    return keras.distribution.list_devices()[0]
+        return "GPU" if torch.cuda.is_available() else "CPU"
+    return keras.distribution.list_devices()[0].split(":")[0].upper()
 
 
 def learning_rate_at(epoch, settings):
@@ -262,7 +262,7 @@ def announce(config, directory):
     settings, activation = config["settings"], config["activation"]
     parameters = {k: v for k, v in activation.items() if k not in ("name", "activation")}
     advice = ""
-    if config["device"].startswith("cpu") and "tensorflow" in config["versions"]:
+    if config["device"] == "CPU" and "tensorflow" in config["versions"]:
         advice = "; on a machine with an NVIDIA GPU: pip install 'tensorflow[and-cuda]'"
     rows = {
         "network": "{name}, {parameters:,} parameters".format(**config["network"]),

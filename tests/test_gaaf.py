@@ -313,4 +313,4 @@ def test_gaaf_runs_where_there_is_no_tensorflow():
 def test_public_names_have_docstrings_of_one_form():
     for thing in (gaaf.GAAF, gaaf.GAAF_relu, gaaf.GAAF_tanh, gaaf.get):
         text = inspect.getdoc(thing)
-        assert "Args:" in text and "Returns:" in text
+        assert "Args:" in text and "Returns:" in text and "Raises:" in text
