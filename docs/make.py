@@ -40,7 +40,10 @@ EARLIER_AT_SHIFT = {
 }
 EARLIER = [
     ("relu", {"activation": "relu"}, 0.8084),
-    *((f"GAAF_relu, shift {a:g}", {"shift": a}, y) for a, y in EARLIER_AT_SHIFT.items()),
+    *(
+        (f"GAAF_relu, shift {a:g}".replace("-", "−"), {"shift": a}, y)
+        for a, y in EARLIER_AT_SHIFT.items()
+    ),
     ("GAAF_relu, s = 1 everywhere", {"shape": "none"}, 0.6603),
     ("GAAF_relu, shift −1, wave “round”", {"shift": -1.0, "wave": "round"}, 0.8054),
 ]
