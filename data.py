@@ -1,4 +1,4 @@
-"""Loads and checks the images to train on, and hands them out in batches."""
+"""Loads and checks the images to train on."""
 
 import hashlib
 import io
@@ -9,7 +9,6 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 NUM_CLASSES = 10
@@ -41,15 +40,11 @@ def load(source):
     Raises:
         ValueError: if the source cannot be read, or what it holds is not such data.
     """
+    require_source(source)
     if source == "cifar10":
         arrays = _download()
     elif source == "digits":
         arrays = _digits()
-    elif not Path(source).is_file():
-        raise ValueError(
-            "data: allowed is 'cifar10', 'digits' or the path of an .npz file or of "
-            f"cifar-10-python.tar.gz; received {source!r}, which is not a file"
-        )
     elif str(source).endswith((".tar.gz", ".tgz")):
         arrays = _official_archive(source)
     else:
@@ -57,7 +52,18 @@ def load(source):
     return _checked(arrays, source)
 
 
+def require_source(source):
+    """Raises ValueError if `source` is neither a name that `load` knows nor a file."""
+    if source not in ("cifar10", "digits") and not Path(source).is_file():
+        raise ValueError(
+            "data: allowed is 'cifar10', 'digits' or the path of an .npz file or of "
+            f"cifar-10-python.tar.gz; received {source!r}, which is not a file"
+        )
+
+
 def _download():
+    import keras
+
     try:
         (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
     except Exception as error:  # Keras raises a bare Exception when there is no connection
@@ -134,48 +140,3 @@ def _checked(arrays, source):
         require(in_range, name, "labels from 0 to 9", f"{y.min()} to {y.max()}")
         checked += [x.astype("uint8"), y.reshape(-1).astype("int32")]
     return Data(*checked)
-
-
-class Batches(keras.utils.PyDataset):
-    """Training batches, in an order and with an augmentation that follow from (seed, epoch).
-
-    Args:
-        images: uint8 (n, height, width, channels).
-        labels: Integers (n,).
-        batch_size: Images a batch; the last one of an epoch may be smaller.
-        augmentation: Whether to flip every other image left to right, at random, and to shift
-            each by up to 10 % of its size in either direction, repeating the pixels of its edge.
-        seed: Non-negative integer.
-    """
-
-    def __init__(self, images, labels, batch_size, augmentation, seed):
-        super().__init__()
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.augmentation, self.seed = augmentation, seed
-        self.epoch = 0  # counted from 1; Keras looks at a few batches before the first
-        self.order = np.arange(len(images))
-
-    def __len__(self):
-        return -(-len(self.images) // self.batch_size)
-
-    def __getitem__(self, index):
-        batch = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = self.images[batch]
-        if self.augmentation:
-            images = augment(images, np.random.default_rng((self.seed, self.epoch, index)))
-        return images, self.labels[batch]
-
-    def on_epoch_begin(self):  # not on_epoch_end, which Keras also calls before the first epoch
-        self.epoch += 1
-        rng = np.random.default_rng((self.seed, self.epoch))
-        self.order = rng.permutation(len(self.images))
-
-
-def augment(images, rng):
-    """Flips and shifts images (n, height, width, channels) at random, as `Batches` says."""
-    n, height, width = images.shape[:3]
-    down, right = (rng.integers(-(size // 10), size // 10 + 1, (n, 1)) for size in (height, width))
-    rows = np.clip(np.arange(height) + down, 0, height - 1)
-    columns = np.clip(np.arange(width) + right, 0, width - 1)
-    columns = np.where(rng.random((n, 1)) < 0.5, columns[:, ::-1], columns)
-    return images[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -12,8 +12,10 @@ defaults are wanted and the model is to be saved:
     keras.layers.Dense(64, activation=gaaf.GAAF("relu", shift=0.5, slope=5))
 """
 
+import functools
 import math
 import numbers
+import platform
 
 import keras
 from keras import ops
@@ -22,6 +24,12 @@ WAVES = ("floor", "round", None)
 SHAPES = ("sigmoid", "gaussian", None)
 # What shape "auto" stands for.
 _SHAPE_OF = {keras.activations.relu: "sigmoid", keras.activations.tanh: "gaussian"}
+# φ′ of each φ that GAAF computes in one go with g and s. To any other φ it adds that of φ = 0.
+_PHI_SLOPE = {
+    keras.activations.relu: lambda x: ops.cast(x > 0, x.dtype),
+    keras.activations.tanh: lambda x: 1 - ops.square(ops.tanh(x)),
+    ops.zeros_like: ops.zeros_like,
+}
 
 
 def _require(name, ok, allowed, received):
@@ -36,41 +44,100 @@ def _number(name, value, allowed="a finite number", smallest=-math.inf):
     return float(value)
 
 
-def _acceleration(x, s, frequency, wave):
-    """The term that GAAF adds: its value is g(x)·s(x), its gradient exactly g′(x)·s(x)."""
+def _s(x, shape, shift, slope):
+    if shape == "sigmoid":
+        return ops.sigmoid(slope * (x + shift))
+    if shape == "gaussian":
+        return ops.exp(-ops.square(x) / 3)
+    # Not ones_like: the derivative of this is 0, not missing, where somebody differentiates twice.
+    return ops.sign(1 + ops.abs(x)) if shape is None else shape(x)
+
+
+def _accelerated(phi, shift, slope, frequency, wave, shape):
+    """Returns the function φ(x) + g(x)·s(x), and with it its gradient φ′(x) + g′(x)·s(x).
+
+    φ is a key of `_PHI_SLOPE`. The gradient is computed from x, which is all that is kept for it.
+    """
     bound = 3e38 / max(frequency, 1)  # keeps K·x finite: inf − inf would be NaN
 
     def value(x):
-        x = ops.clip(x, -bound, bound)
-        if wave is None:
-            return ops.zeros_like(x)
-        periods = frequency * x
+        wide = _wide(x)
+        at = ops.clip(wide, -bound, bound)
+        periods = frequency * at
         floor = wave == "floor"
         # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
         height = periods - periods // 1 if floor else ops.abs(periods - ops.round(periods))
         # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
-        return (ops.clip(height, 0, 1 if floor else 0.5) - 0.5) / frequency * s(x)
+        g = (ops.clip(height, 0, 1 if floor else 0.5) - 0.5) / frequency
+        return ops.cast(phi(wide) + g * _s(at, shape, shift, slope), x.dtype)
 
-    def slope(x):
-        x = ops.clip(x, -bound, bound)
-        if wave != "round":
-            return s(x)
-        periods = frequency * x
-        return s(x) * ops.sign(periods - ops.round(periods))
+    def gradient(x, upstream):
+        wide = _wide(x)
+        s = _s(wide, shape, shift, slope)
+        if wave == "round":
+            periods = frequency * ops.clip(wide, -bound, bound)
+            s = s * ops.sign(periods - ops.round(periods))
+        return ops.cast(_wide(upstream) * (_PHI_SLOPE[phi](wide) + s), x.dtype)
+
+    def limit(x):
+        return ops.cast(phi(x), x.dtype)  # Keras' tanh of float64 is of float32 on JAX
+
+    if not callable(shape):  # what is in a shape of the user's own may not compile
+        value, gradient = _compiled(value), _compiled(gradient)
+    if wave is None:
+        value = limit
 
     # Left to itself, differentiation would add g·s′, noise of size 0.5/K. As the gradient given
     # here is itself made of differentiable operations, second derivatives exist.
     @ops.custom_gradient
-    def acceleration(x):
-        def gradient(*args, upstream=None):
+    def accelerated(x):
+        def backward(*args, upstream=None):
             # TensorFlow and JAX pass upstream alone; PyTorch passes it by name, after the x
             # through which second derivatives flow.
-            at, upstream = (x, *args) if upstream is None else (*args, upstream)
-            return upstream * slope(at)
+            return gradient(x, *args) if upstream is None else gradient(*args, upstream)
 
-        return value(x), gradient
+        return value(x), backward
 
-    return acceleration(x)
+    return accelerated if callable(shape) else _flat(accelerated)
+
+
+# Layers, and loaded ones too, share what was compiled for one set of parameters.
+_shared_accelerated = functools.cache(_accelerated)
+
+
+def _wide(x):
+    """In half precision K·x overflows or has no fraction left: that is computed in float32."""
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+
+
+def _compiled(function):
+    """The function as one pass over memory on TensorFlow, instead of one for each operation.
+
+    JAX compiles the whole step that it is part of; PyTorch runs it as it is.
+    """
+    if keras.backend.backend() != "tensorflow" or platform.system() == "Darwin":
+        return function  # macOS: TensorFlow has no XLA for the GPU there
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+
+
+def _flat(function):
+    """The same elementwise function, on TensorFlow of a vector.
+
+    XLA vectorises the loop over the last axis, which may be a short one. And where a ReLU follows
+    an addition directly, TensorFlow 2.21 fails to optimise the graph.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    def of_any_shape(x):
+        y = tf.reshape(function(tf.reshape(x, [-1])), tf.shape(x))
+        y.set_shape(x.shape)
+        return y
+
+    return of_any_shape
 
 
 @keras.saving.register_keras_serializable("gaaf")
@@ -96,7 +163,7 @@ class GAAF(keras.Operation):
 
     Call arguments:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor. For float16 and
-            bfloat16 the wave and s are computed in float32.
+            bfloat16 all is computed in float32 and rounded once.
 
     Returns:
         Tensor of the shape and dtype of x.
@@ -146,17 +213,11 @@ class GAAF(keras.Operation):
         return super().__call__(x)
 
     def call(self, x):
-        dtype = keras.backend.standardize_dtype(x.dtype)
-        wide = ops.cast(x, "float64" if dtype == "float64" else "float32")
-        acceleration = _acceleration(wide, self._s, self.frequency, self.wave)
-        return self.activation(x) + ops.cast(acceleration, dtype)
-
-    def _s(self, x):
-        if self.shape == "sigmoid":
-            return ops.sigmoid(self.slope * (x + self.shift))
-        if self.shape == "gaussian":
-            return ops.exp(-ops.square(x) / 3)
-        return ops.ones_like(x) if self.shape is None else self.shape(x)
+        parameters = self.shift, self.slope, self.frequency, self.wave, self.shape
+        accelerated = _accelerated if callable(self.shape) else _shared_accelerated
+        if any(self.activation is phi for phi in _PHI_SLOPE):
+            return accelerated(self.activation, *parameters)(x)
+        return self.activation(x) + accelerated(ops.zeros_like, *parameters)(x)
 
     def compute_output_spec(self, x):
         return keras.KerasTensor(x.shape, dtype=x.dtype)

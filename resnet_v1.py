@@ -6,8 +6,7 @@ import keras
 from keras import layers
 
 import gaaf
-
-CONVOLUTIONS = {"basic": 2, "bottleneck": 3}  # in one residual block of that kind
+from depths import BLOCKS, block_and_count
 
 
 def resnet_v1(input_shape, depth, num_classes=10, activation="relu", block=None):
@@ -37,7 +36,7 @@ def resnet_v1(input_shape, depth, num_classes=10, activation="relu", block=None)
         The bottleneck form is the ResNet-1001 of [Identity Mappings](
         https://arxiv.org/abs/1603.05027), He et al. 2016, with the activation after the addition.
     """
-    block, n = block_and_count(depth, block, default=("basic", "bottleneck"))
+    block, n = block_and_count(depth, block, BLOCKS[1])
     activation = gaaf.get(activation)
 
     def conv_bn(x, filters, kernel_size, name, strides=1):
@@ -64,29 +63,6 @@ def resnet_v1(input_shape, depth, num_classes=10, activation="relu", block=None)
             x = layers.Add(name=f"{name}_add")([x, y])
             x = layers.Activation(activation, name=f"{name}_act{i}")(x)
     return classifier(inputs, x, num_classes, f"resnet{depth}_v1")
-
-
-def block_and_count(depth, block, default):
-    """Returns the kind of block and how many of them a stage has, depth = 3·n·convolutions + 2.
-
-    Of the kinds in `default`, the first that fits the depth is taken where `block` is None.
-    """
-    if block not in (None, *CONVOLUTIONS):
-        raise ValueError(f"block: allowed is 'basic', 'bottleneck' or None; received {block!r}")
-    periods = {3 * CONVOLUTIONS[kind]: kind for kind in ([block] if block else default)}
-
-    def period_of(depth):
-        return next((p for p in periods if depth > p and depth % p == 2), None)
-
-    allowed = f"depth: allowed is an integer {' or '.join(f'{p}n+2' for p in periods)}"
-    if not isinstance(depth, numbers.Integral):
-        raise ValueError(f"{allowed}; received {depth!r}")
-    if period := period_of(depth):
-        return periods[period], depth // period
-    nearest = [next(filter(period_of, range(depth, 0, -1)), None)]
-    nearest.append(next(filter(period_of, range(max(depth, 0), max(depth, 0) + 20))))
-    nearest = " and ".join(str(d) for d in nearest if d)
-    raise ValueError(f"{allowed}, nearest {nearest}; received {depth}")
 
 
 def image_input(shape):

@@ -3,7 +3,8 @@
 from keras import layers
 
 import gaaf
-from resnet_v1 import block_and_count, classifier, conv, image_input
+from depths import BLOCKS, block_and_count
+from resnet_v1 import classifier, conv, image_input
 
 # Filters of each stage: within a block, and of its output. He et al. have 16, 32 and 64 within
 # bottlenecks; these are the wider ones of the Keras CIFAR-10 example.
@@ -39,7 +40,7 @@ def resnet_v2(input_shape, depth, num_classes=10, activation="relu", block=None)
         [Identity Mappings in Deep Residual Networks](https://arxiv.org/abs/1603.05027), He et al.
         2016, figure 1b; filters as in the Keras CIFAR-10 ResNet example.
     """
-    block, n = block_and_count(depth, block, default=("bottleneck",))
+    block, n = block_and_count(depth, block, BLOCKS[2])
     activation = gaaf.get(activation)
 
     def bn_act(x, name):

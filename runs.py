@@ -64,7 +64,7 @@ def plot_curves(path, histories):
 
 
 class RunFiles(keras.callbacks.Callback):
-    """Writes a run's files as it goes, and tells the time left after each epoch.
+    """Writes a run's files as it goes, and tells what takes time and how much is left.
 
     After every epoch history.csv and the TensorBoard logs, after the best so far best.keras, at
     the end final.keras and curves.png.
@@ -78,6 +78,7 @@ class RunFiles(keras.callbacks.Callback):
         super().__init__()
         self.directory, self.label = directory, label
         self.rows = []
+        self.first_step = None  # when it began, and 0 when it is done
 
     def on_train_begin(self, logs=None):
         # Not keras.callbacks.TensorBoard: that imports TensorFlow, on every backend.
@@ -93,6 +94,16 @@ class RunFiles(keras.callbacks.Callback):
             left = f"about {minutes // 60} h {minutes % 60} min" if minutes else "under a minute"
             print(f"Time left for the whole run: {left}", flush=True)
         self.started = time.monotonic()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.first_step is None:
+            print("Compiling the training step, once for the whole run … ", end="", flush=True)
+            self.first_step = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.first_step:
+            print(f"{time.monotonic() - self.first_step:.0f} s", flush=True)
+            self.first_step = 0
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1} | {name: float(f"{logs[name]:.6g}") for name in COLUMNS[1:]}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import data
+from batches import Batches, augment
 
 
 def arrays(n=20, **changes):
@@ -197,7 +198,7 @@ def test_batches_cover_all_images_in_an_order_of_seed_and_epoch():
     images = np.broadcast_to(labels[:, None, None, None], (50, 32, 32, 3)).astype("uint8")
 
     def epochs(seed):
-        batches = data.Batches(images, labels, 16, augmentation=False, seed=seed)
+        batches = Batches(images, labels, 16, augmentation=False, seed=seed)
         for _ in range(2):
             batches.on_epoch_begin()
             drawn = [batches[i] for i in range(len(batches))]
@@ -214,7 +215,7 @@ def test_batches_cover_all_images_in_an_order_of_seed_and_epoch():
 def test_keras_draws_each_epoch_from_its_own_order():
     epochs = []
 
-    class Recorder(data.Batches):
+    class Recorder(Batches):
         def on_epoch_begin(self):
             super().on_epoch_begin()
             epochs.append({})
@@ -229,7 +230,7 @@ def test_keras_draws_each_epoch_from_its_own_order():
     model.compile("sgd", "mse")
     images, labels = np.zeros((40, 2), "float32"), np.arange(40, dtype="float32")
     model.fit(Recorder(images, labels, 10, augmentation=False, seed=0), epochs=3, verbose=0)
-    alone = data.Batches(images, labels, 10, augmentation=False, seed=0)
+    alone = Batches(images, labels, 10, augmentation=False, seed=0)
     assert len(epochs) == 3
     for batches in epochs:
         alone.on_epoch_begin()
@@ -246,7 +247,7 @@ def test_augmentation_flips_and_shifts_by_up_to_a_tenth():
             shifted = padded[down : down + 32, right : right + 32]
             possible[shifted.tobytes()] = (down, right, False)
             possible[shifted[:, ::-1].tobytes()] = (down, right, True)
-    augmented = data.augment(np.repeat(image[None], 2000, axis=0), rng)
+    augmented = augment(np.repeat(image[None], 2000, axis=0), rng)
     drawn = [possible[x.tobytes()] for x in augmented]  # a KeyError is a wrong image
     assert len(set(drawn)) == len(possible) == 98
     assert 0.45 < np.mean([flipped for _, _, flipped in drawn]) < 0.55
@@ -255,7 +256,7 @@ def test_augmentation_flips_and_shifts_by_up_to_a_tenth():
 def test_augmentation_follows_from_the_seed():
     images, labels = arrays()["x_train"], np.arange(20)
     first, same, other = (
-        data.Batches(images, labels, 20, augmentation=True, seed=seed) for seed in (1, 1, 2)
+        Batches(images, labels, 20, augmentation=True, seed=seed) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first[0][0], same[0][0])
     assert not np.array_equal(first[0][0], other[0][0])

@@ -1,0 +1,147 @@
+"""Picks the fastest correct way to train on the backend and the device at hand."""
+
+from pathlib import Path
+from types import MethodType
+from typing import NamedTuple
+
+import keras
+
+# From this number of layers on, optimising TensorFlow's graph costs more than it brings.
+DEEP = 500
+
+
+class Way(NamedTuple):
+    """How to train: what `Model.compile` and `Batches` are told, and the same in words."""
+
+    jit_compile: bool | str
+    images_on_device: bool
+    words: str
+
+
+def device():
+    """Names the kind of device that Keras computes on: CPU, GPU or TPU."""
+    if keras.backend.backend() == "torch":  # whose devices Keras does not list
+        import torch
+
+        return "GPU" if torch.cuda.is_available() else "CPU"
+    return keras.distribution.list_devices()[0].split(":")[0].upper()
+
+
+def way():
+    """Returns the `Way` for this backend and device."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow" and device() == "CPU":
+        # XLA for the whole step, the default of older Keras, halves the speed: its convolutions.
+        return Way(False, False, "XLA for the activations alone; fused operations; prefetch")
+    if backend == "tensorflow":
+        return Way("auto", False, "XLA; prefetch")
+    on_device = device() != "CPU"
+    images = f"images kept on the {device()}" if on_device else "images handed over by batch"
+    return Way("auto", on_device, f"{'XLA' if backend == 'jax' else 'no compiler'}; {images}")
+
+
+def bfloat16_wins():
+    """Whether this is TensorFlow on a CPU that computes with bfloat16 (as far as Linux tells)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return (
+        (keras.backend.backend(), device()) == ("tensorflow", "CPU")
+        and cpuinfo.exists()
+        and not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo.read_text().split())
+    )
+
+
+def accelerate(model, network):
+    """Has TensorFlow train a model in fewer operations; on other backends it does nothing.
+
+    The values stay the same, within what the functions below say. What the model is, saves and
+    exports does too: these objects alone compute in another way, and a loaded copy is plain Keras.
+
+    Args:
+        model: `keras.Model`, compiled, from images to probabilities.
+        network: The model or a part of it, a network by `resnet_v1` or `resnet_v2`.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    # Variables made while the step is being traced would have it traced twice.
+    model.optimizer.build(model.trainable_variables)
+    classes = model.output_shape[-1]
+    model.compute_metrics(None, tf.zeros([1]), tf.fill([1, classes], 1 / classes))
+    model.reset_metrics()
+    if device() != "CPU":  # where XLA compiles the whole step
+        return
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center:
+            layer.call = MethodType(_batch_normalization, layer)
+    _add_up_l2(network.trainable_variables)
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of mixed_float16
+    if type(optimizer) is keras.optimizers.Adam and not optimizer.amsgrad:
+        optimizer._backend_update_step = MethodType(_adam, optimizer)
+    if len(network.layers) > DEEP:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def _batch_normalization(layer, inputs, training=None, mask=None):
+    """`BatchNormalization.call` as one operation, in half precision without a cast around it.
+
+    Its moving variance follows n/(n−1)·σ², as in Keras 2 and PyTorch, where Keras 3 takes σ²; n is
+    the number of values a channel, at least 64 an image.
+    """
+    import tensorflow as tf
+
+    update = bool(training and layer.trainable)
+    moving_mean, moving_variance = layer.moving_mean.value, layer.moving_variance.value
+    outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+        inputs,
+        tf.cast(layer.gamma, "float32"),
+        tf.cast(layer.beta, "float32"),
+        moving_mean,
+        moving_variance,
+        layer.epsilon,
+        is_training=update,
+        exponential_avg_factor=1 - layer.momentum if update else 1.0,
+    )
+    if update:
+        moving_mean.assign(mean)
+        moving_variance.assign(variance)
+    return outputs
+
+
+def _add_up_l2(variables):
+    """Adds up the L2 penalties that Keras would add to the loss one by one."""
+    import tensorflow as tf
+
+    def penalty_of(l2, same):
+        return lambda _: 2 * l2 * tf.add_n([tf.nn.l2_loss(x.value) for x in same])
+
+    penalised = [x for x in variables if isinstance(x.regularizer, keras.regularizers.L2)]
+    for l2 in {float(x.regularizer.l2) for x in penalised}:
+        first, *others = same = [x for x in penalised if float(x.regularizer.l2) == l2]
+        for x in others:
+            x.regularizer = None
+        first.regularizer = penalty_of(l2, same)
+
+
+def _adam(optimizer, gradients, variables, learning_rate):
+    """Adam's update as one operation a variable; Keras' formula has twelve."""
+    import tensorflow as tf
+
+    step = tf.cast(optimizer.iterations + 1, "float32")
+    constants = {
+        "beta1_power": tf.pow(optimizer.beta_1, step),
+        "beta2_power": tf.pow(optimizer.beta_2, step),
+        "lr": tf.cast(learning_rate, "float32"),
+        "beta1": tf.constant(optimizer.beta_1),
+        "beta2": tf.constant(optimizer.beta_2),
+        "epsilon": tf.constant(optimizer.epsilon),
+    }
+    for gradient, variable in zip(gradients, variables, strict=True):
+        index = optimizer._get_variable_index(variable)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.value.handle,
+            m=optimizer._momentums[index].value.handle,
+            v=optimizer._velocities[index].value.handle,
+            grad=gradient,
+            **constants,
+        )
