@@ -1,46 +1,35 @@
 """Hands out training images in batches, shuffled and augmented."""
 
-import keras
+import itertools
+
 import numpy as np
 
 
-class Batches(keras.utils.PyDataset):
-    """Training batches, in an order and with an augmentation that follow from (seed, epoch).
+def batches(images, labels, batch_size, augmentation, seed, first_epoch=0):
+    """Yields the batches (images, labels) of one epoch after the other, without end.
+
+    Order and augmentation of an epoch follow from (seed, epoch) alone. One iterator for the whole
+    run, and not one an epoch, lets the next epoch's first batches be ready in time.
 
     Args:
-        images: uint8 (n, height, width, channels).
-        labels: Integers (n,).
+        images: uint8 (n, height, width, channels), a NumPy array or a tensor on the device.
+        labels: Integers (n,), a NumPy array.
         batch_size: Images a batch; the last one of an epoch may be smaller.
         augmentation: Whether to flip every other image left to right, at random, and to shift
             each by up to 10 % of its size in either direction, repeating the pixels of its edge.
         seed: Non-negative integer.
+        first_epoch: The epoch to begin with, counted from 0. Default 0.
     """
-
-    def __init__(self, images, labels, batch_size, augmentation, seed):
-        super().__init__()
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.augmentation, self.seed = augmentation, seed
-        self.epoch = 0  # counted from 1; Keras looks at a few batches before the first
-        self.order = np.arange(len(images))
-
-    def __len__(self):
-        return -(-len(self.images) // self.batch_size)
-
-    def __getitem__(self, index):
-        batch = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        images = self.images[batch]
-        if self.augmentation:
-            images = augment(images, np.random.default_rng((self.seed, self.epoch, index)))
-        return images, self.labels[batch]
-
-    def on_epoch_begin(self):  # not on_epoch_end, which Keras also calls before the first epoch
-        self.epoch += 1
-        rng = np.random.default_rng((self.seed, self.epoch))
-        self.order = rng.permutation(len(self.images))
+    for epoch in itertools.count(first_epoch):
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(len(images))
+        for start in range(0, len(images), batch_size):
+            batch = order[start : start + batch_size]
+            yield augment(images[batch], rng) if augmentation else images[batch], labels[batch]
 
 
 def augment(images, rng):
-    """Flips and shifts images (n, height, width, channels) at random, as `Batches` says."""
+    """Flips and shifts images (n, height, width, channels) at random, as `batches` says."""
     n, height, width = images.shape[:3]
     down, right = (rng.integers(-(size // 10), size // 10 + 1, (n, 1)) for size in (height, width))
     rows = np.clip(np.arange(height) + down, 0, height - 1)

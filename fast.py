@@ -80,6 +80,25 @@ def accelerate(model, network):
         optimizer._backend_update_step = MethodType(_adam, optimizer)
     if len(network.layers) > DEEP:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    model.train_function = _train_function(model)
+
+
+def _train_function(model):
+    """What `fit` calls for each step, as one function; Keras nests two, and has both compiled."""
+    import tensorflow as tf
+
+    on_batch = tf.function(model.train_step, reduce_retracing=True, autograph=False)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def on_iterator(iterator):
+        return model.train_step(iterator.get_next())
+
+    def train_function(iterator):
+        if isinstance(iterator, tf.data.Iterator):
+            return on_iterator(iterator)
+        return on_batch(next(iterator))  # of `train_on_batch`
+
+    return train_function
 
 
 def _batch_normalization(layer, inputs, training=None, mask=None):

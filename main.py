@@ -4,6 +4,7 @@ Edit the settings below and run `python main.py`, or give any of them as a flag.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -66,29 +67,29 @@ def train(settings=Settings()):
 def prepare(settings):
     """Does all in which a mistake of the user can come to light; returns the model and the data."""
     check(settings)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's notes, not its errors
-    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
-        # A quarter off the time of the activations on an AVX-512 CPU.
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
+    prepare_environment()
     import keras
 
     from data import load
 
     keras.utils.set_random_seed(settings.seed)
-    policy_before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(settings.precision)
     print(f"Building ResNet-{settings.depth} v{settings.version} …", flush=True)
-    try:
-        network = build_network(settings)
-        data = load(settings.data)
-        model = build_model(settings, network, data)
-    finally:
-        keras.config.set_dtype_policy(policy_before)
+    network = build_network(settings)
+    data = load(settings.data)
+    model = build_model(settings, network, data)
     try:
         directory_of(settings).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output_dir: the directory cannot be made: {error}") from error
     return model, data
+
+
+def prepare_environment():
+    """Sets what TensorFlow reads from the environment when it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's notes, not its errors
+    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+        # A quarter off the time of the activations on an AVX-512 CPU.
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
 
 
 def check(settings):
@@ -158,7 +159,21 @@ def build_network(settings):
             shape=None if settings.shape == "none" else settings.shape,
         )
     resnet = {1: resnet_v1, 2: resnet_v2}[settings.version]
-    return resnet(IMAGE_SHAPE, settings.depth, NUM_CLASSES, activation)
+    with dtype_policy(settings.precision):
+        return resnet(IMAGE_SHAPE, settings.depth, NUM_CLASSES, activation)
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    """Sets Keras' dtype policy for a while."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def build_model(settings, network, data):
@@ -168,14 +183,15 @@ def build_model(settings, network, data):
     import fast
 
     mean = data.x_train.mean(axis=0, dtype="float64") if settings.subtract_pixel_mean else 0.0
-    model = keras.Sequential(
-        [
-            keras.Input(data.x_train.shape[1:], dtype="uint8", name="raw_image"),
-            keras.layers.Rescaling(1 / 255, -mean / 255, dtype="float32", name="normalization"),
-            network,
-        ],
-        name=f"{network.name}_of_raw_images",
-    )
+    with dtype_policy(settings.precision):  # which tells Keras to scale the loss of float16
+        model = keras.Sequential(
+            [
+                keras.Input(data.x_train.shape[1:], dtype="uint8", name="raw_image"),
+                keras.layers.Rescaling(1 / 255, -mean / 255, dtype="float32", name="normalization"),
+                network,
+            ],
+            name=f"{network.name}_of_raw_images",
+        )
     model.compile(
         optimizer=keras.optimizers.Adam(settings.learning_rate),
         loss="sparse_categorical_crossentropy",
@@ -198,8 +214,6 @@ def fit(settings, model, data):
     """Trains a compiled model, keeps the run's files, and reports."""
     import keras
 
-    import fast
-    from batches import Batches
     from runs import RunFiles, write_config
 
     directory = directory_of(settings)
@@ -208,15 +222,7 @@ def fit(settings, model, data):
     announce(config, directory)
     files = RunFiles(directory, label=settings.activation)
     history = model.fit(
-        Batches(
-            keras.ops.convert_to_tensor(data.x_train)
-            if fast.way().images_on_device
-            else data.x_train,
-            data.y_train,
-            settings.batch_size,
-            settings.data_augmentation,
-            settings.seed,
-        ),
+        **training_batches(settings, data),
         epochs=settings.epochs,
         validation_data=(data.x_test, data.y_test),
         validation_batch_size=settings.batch_size,
@@ -233,6 +239,25 @@ def fit(settings, model, data):
         f"Written to {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}"
     )
     return history
+
+
+def training_batches(settings, data):
+    """Returns what `fit` is to train on; the images lie on the device where that is faster."""
+    import keras
+
+    import fast
+    from batches import batches
+
+    images = data.x_train
+    if fast.way().images_on_device:
+        images = keras.ops.convert_to_tensor(images)
+    return {
+        "x": batches(
+            images, data.y_train, settings.batch_size, settings.data_augmentation, settings.seed
+        ),
+        "steps_per_epoch": -(-len(images) // settings.batch_size),
+        "shuffle": False,  # that is done
+    }
 
 
 def describe(settings, model, data):

@@ -1,4 +1,4 @@
-"""Reading and checking images, and handing them out in batches."""
+"""Reading and checking images."""
 
 import hashlib
 import io
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import data
-from batches import Batches, augment
 
 
 def arrays(n=20, **changes):
@@ -191,75 +190,3 @@ def test_digits_are_split_once_and_for_all():
     split = hashlib.sha256(digits.y_train.tobytes() + digits.x_test.tobytes()).hexdigest()
     assert split.startswith("8e37da4b2f578ac4")
     np.testing.assert_array_equal(digits.x_train[:, ::4, ::4, 0], digits.x_train[:, 3::4, 3::4, 2])
-
-
-def test_batches_cover_all_images_in_an_order_of_seed_and_epoch():
-    labels = np.arange(50)
-    images = np.broadcast_to(labels[:, None, None, None], (50, 32, 32, 3)).astype("uint8")
-
-    def epochs(seed):
-        batches = Batches(images, labels, 16, augmentation=False, seed=seed)
-        for _ in range(2):
-            batches.on_epoch_begin()
-            drawn = [batches[i] for i in range(len(batches))]
-            assert [len(y) for _, y in drawn] == [16, 16, 16, 2]
-            assert all((x[:, 0, 0, 0] == y).all() for x, y in drawn)
-            yield np.concatenate([y for _, y in drawn]).tolist()
-
-    first, second = epochs(seed=1)
-    assert sorted(first) == sorted(second) == labels.tolist()
-    assert first != second and [first, second] == list(epochs(seed=1))
-    assert first not in list(epochs(seed=2))
-
-
-def test_keras_draws_each_epoch_from_its_own_order():
-    epochs = []
-
-    class Recorder(Batches):
-        def on_epoch_begin(self):
-            super().on_epoch_begin()
-            epochs.append({})
-
-        def __getitem__(self, index):
-            batch = super().__getitem__(index)
-            if epochs:  # Keras looks at a few batches before the first epoch
-                epochs[-1].setdefault(index, batch[1].tolist())
-            return batch
-
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    images, labels = np.zeros((40, 2), "float32"), np.arange(40, dtype="float32")
-    model.fit(Recorder(images, labels, 10, augmentation=False, seed=0), epochs=3, verbose=0)
-    alone = Batches(images, labels, 10, augmentation=False, seed=0)
-    assert len(epochs) == 3
-    for batches in epochs:
-        alone.on_epoch_begin()
-        assert batches == {index: alone[index][1].tolist() for index in range(4)}
-
-
-def test_augmentation_flips_and_shifts_by_up_to_a_tenth():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (32, 32, 3), dtype="uint8")
-    padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="edge")
-    possible = {}
-    for down in range(7):
-        for right in range(7):
-            shifted = padded[down : down + 32, right : right + 32]
-            possible[shifted.tobytes()] = (down, right, False)
-            possible[shifted[:, ::-1].tobytes()] = (down, right, True)
-    augmented = augment(np.repeat(image[None], 2000, axis=0), rng)
-    drawn = [possible[x.tobytes()] for x in augmented]  # a KeyError is a wrong image
-    assert len(set(drawn)) == len(possible) == 98
-    assert 0.45 < np.mean([flipped for _, _, flipped in drawn]) < 0.55
-
-
-def test_augmentation_follows_from_the_seed():
-    images, labels = arrays()["x_train"], np.arange(20)
-    first, same, other = (
-        Batches(images, labels, 20, augmentation=True, seed=seed) for seed in (1, 1, 2)
-    )
-    np.testing.assert_array_equal(first[0][0], same[0][0])
-    assert not np.array_equal(first[0][0], other[0][0])
-    before = first[0][0]
-    first.on_epoch_begin()
-    assert not np.array_equal(first[0][0], before)

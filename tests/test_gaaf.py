@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from backends import derivatives, to_numpy, ways_to_call
+from backends import BACKEND, derivatives, to_numpy, ways_to_call
 
 import gaaf
 
@@ -152,6 +152,17 @@ def test_half_precision_sees_the_wave_that_float32_sees():
         wave, to_numpy(gaaf.GAAF_relu(keras.ops.cast(x, "float32"), shape=None)), atol=1e-7
     )
     assert len(np.unique(wave)) > 10
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX tells what is kept")
+@pytest.mark.parametrize("wave", ["floor", "round", None])
+def test_the_backward_pass_keeps_no_more_than_the_input(wave):
+    import jax
+
+    x = keras.ops.convert_to_tensor(X, "float32")
+    for function in (gaaf.GAAF("relu", wave=wave), gaaf.GAAF("tanh", wave=wave)):
+        _, backward = jax.vjp(function, x)
+        assert sum(kept.nbytes for kept in jax.tree.leaves(backward)) <= x.nbytes
 
 
 @pytest.mark.parametrize("wave", ["floor", "round", None])

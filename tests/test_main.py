@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import data
+import fast
 import gaaf
 import main
 import runs
@@ -38,9 +39,10 @@ def empty_directory(tmp_path, monkeypatch):
     return directory
 
 
-def python(*arguments, **environment):
+def python(*arguments, cwd=None, **environment):
     return subprocess.run(
         [sys.executable, *arguments],
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
@@ -136,6 +138,21 @@ def test_a_mistake_in_a_process_of_its_own():
     assert done.stderr.splitlines() == [
         "main.py: error: epochs: allowed is int from 1 to 1000000; received 0"
     ]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["--depth=21", "--version=3", "--data=missing.npz", "--epochs=0", "--shift=nan"],
+)
+def test_a_mistake_is_told_before_keras_starts(mistake, tmp_path):
+    code = (
+        "import main, sys\n"
+        "try: main.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    done = python("-c", code, mistake, cwd=tmp_path)
+    assert done.returncode == 0 and "main.py: error: " in done.stderr, done.stderr
 
 
 def test_settings_of_a_wrong_type_are_refused_from_python_too():
@@ -267,6 +284,7 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, cap
     said = capsys.readouterr().out
     for part in (f"resnet{depth}_v{version}", "1,437 training", "Adam from 0.001", "Time left"):
         assert part in said
+    assert f"way           {fast.way().words}" in said and "Compiling the training step" in said
     assert f"activation    {activation}" in said and f"results       runs/{directory.name}" in said
     best = max(row["val_accuracy"] for row in rows)
     assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 4; {best:.4f} in the best" in said
