@@ -156,6 +156,62 @@ def plot_results(path):
     runs.plot_curves(path, histories)
 
 
+def benchmarks():
+    """The rows of benchmarks/results.csv."""
+    path = ROOT / "benchmarks" / "results.csv"
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def benchmarks_table():
+    """A line a figure; where it was measured in bfloat16 as well, that is the column beside it."""
+    rows = [row for row in benchmarks() if row["benchmark"] != "first_step"]
+    half = ", mixed_bfloat16"
+    in_half = {
+        (row["benchmark"], row["figure"].removesuffix(half)): row["value"]
+        for row in rows
+        if row["figure"].endswith(half)
+    }
+    lines = [
+        (row["benchmark"], figure, row["value"], row["bound"], in_half.get(key, ""), row["rounds"])
+        for row in rows
+        if not row["figure"].endswith(half)
+        for figure in [row["figure"].removesuffix(", float32")]
+        for key in [(row["benchmark"], figure)]
+    ]
+    made = table(("benchmark", "figure", "value", "bound", "in bfloat16", "rounds"), lines)
+    where = dict.fromkeys(f"{row['device']} with {row['versions']}" for row in rows)
+    return f"{made}\n\nMeasured on {'; on '.join(where)}."
+
+
+def first_step_table():
+    by_depth = {}
+    for row in benchmarks():
+        if row["benchmark"] == "first_step":
+            network, what = row["figure"].split(", ")
+            by_depth.setdefault(network, {})[what] = row["value"]
+    quantities = list(next(iter(by_depth.values())))
+    lines = [(network, *values.values()) for network, values in by_depth.items()]
+    return table(("network, batch 8", *quantities), lines), by_depth
+
+
+def plot_first_step(path):
+    """Draws the time to the first step, and of a step, against the depth."""
+    by_depth = first_step_table()[1]
+    depths = [int(network.split()[0].removeprefix("ResNet-")) for network in by_depth]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    quantities = list(next(iter(by_depth.values())))
+    for axes, quantity in zip(figure.subplots(1, len(quantities)), quantities, strict=True):
+        values = [float(row[quantity]) for row in by_depth.values()]
+        axes.loglog(depths, values, "o-")
+        proportional = [values[-1] * depth / depths[-1] for depth in depths]
+        axes.loglog(depths, proportional, "k:", label="in proportion to the depth")
+        axes.set(xlabel="depth", ylabel=quantity)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
 def readme(text):
     """Returns the README's text with its tables made anew."""
     tables = {
@@ -163,18 +219,21 @@ def readme(text):
         "networks": networks_table,
         "results": results_table,
         "earlier results": earlier_table,
+        "benchmarks": benchmarks_table,
+        "first step": lambda: first_step_table()[0],
     }
     for name, make in tables.items():
-        begin, end = f"<!-- {name}: made by docs/make.py -->\n", f"\n<!-- end of {name} -->"
+        begin, end = f"<!-- {name}: made by docs/make.py -->\n", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
         _, after = rest.split(end)
-        text = before + begin + make() + end + after
+        text = before + begin + make() + "\n" + end + after
     return text
 
 
 if __name__ == "__main__":
     plot_activations(ROOT / "docs" / "gaaf.png")
     plot_results(ROOT / "docs" / "curves.png")
+    plot_first_step(ROOT / "docs" / "first_step.png")
     path = ROOT / "README.md"
     text = readme(path.read_text(encoding="utf-8"))
     runs.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
