@@ -138,5 +138,7 @@ def _checked(arrays, source):
         require(y.dtype.kind in "ui", name, "integers", f"dtype {y.dtype}")
         in_range = y.min() >= 0 and y.max() < NUM_CLASSES
         require(in_range, name, "labels from 0 to 9", f"{y.min()} to {y.max()}")
+        several = split == "test" or y.min() < y.max()
+        require(several, name, "labels of two classes or more", f"{y.min()} alone")
         checked += [x.astype("uint8"), y.reshape(-1).astype("int32")]
     return Data(*checked)

@@ -65,7 +65,6 @@ def accelerate(model, network):
     import tensorflow as tf
 
     # Variables made while the step is being traced would have it traced twice.
-    model.optimizer.build(model.trainable_variables)
     classes = model.output_shape[-1]
     model.compute_metrics(None, tf.zeros([1]), tf.fill([1, classes], 1 / classes))
     model.reset_metrics()

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
+import json
 import os
 import platform
 import re
@@ -47,19 +48,26 @@ class Settings:
     precision: str = "float32"  # float32, mixed_bfloat16 or mixed_float16
     seed: int = 0  # of initial weights, order and augmentation
     output_dir: str = "auto"  # where the results go; auto: runs/<name from the settings>
+    overwrite: bool = False  # replace the run in that directory, instead of going on with it
 
 
 def train(settings=Settings()):
     """Trains as the settings say, and writes the results to the output directory.
 
+    A run with these settings that has been stopped goes on after its last whole epoch.
+
     Args:
         settings: `Settings`; `Settings(depth=56, activation="relu")` changes what it names.
 
     Returns:
-        `keras.callbacks.History`.
+        `keras.callbacks.History`, of the epochs trained now.
 
     Raises:
-        ValueError: if a setting or the data is wrong; nothing has been written then.
+        ValueError: if a setting or the data is wrong, or another process trains in the directory;
+            nothing has been written then.
+        runs.NotFinite: if the loss becomes NaN or infinite.
+        runs.Interrupted: after Ctrl-C or SIGTERM.
+        OSError: if a file cannot be written.
     """
     return fit(settings, *prepare(settings))
 
@@ -76,6 +84,11 @@ def prepare(settings):
     print(f"Building ResNet-{settings.depth} v{settings.version} …", flush=True)
     network = build_network(settings)
     data = load(settings.data)
+    if len(data.x_train) < settings.batch_size:
+        raise ValueError(
+            f"data: allowed is at least one batch of {settings.batch_size} training images; "
+            f"received {len(data.x_train)}"
+        )
     model = build_model(settings, network, data)
     try:
         directory_of(settings).mkdir(parents=True, exist_ok=True)
@@ -101,7 +114,7 @@ def check(settings):
         "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     }
     limits = {
-        "depth": (1, 10**6),
+        "depth": (1, 2000),
         "shift": (-1e30, 1e30),
         "slope": (-1e30, 1e30),
         "frequency": (1e-30, 1e30),
@@ -124,10 +137,36 @@ def check(settings):
             raise ValueError(f"{field.name}: allowed is {allowed}; received {value!r}")
     block_and_count(settings.depth, None, BLOCKS[settings.version])
     require_source(settings.data)
-    if (directory_of(settings) / "config.json").exists():
+    if not settings.output_dir:
+        raise ValueError("output_dir: allowed is 'auto' or a path; received ''")
+    require_same_run(settings)
+
+
+def require_same_run(settings):
+    """Raises ValueError if the directory holds a run that these settings do not go on with."""
+    config = directory_of(settings) / "config.json"
+    if settings.overwrite or not config.exists():
+        return
+    try:
+        before = dict(json.loads(config.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            "output_dir: allowed is a directory without a run in it; received "
-            f"'{directory_of(settings)}', remove it or choose another with --output-dir"
+            f"output_dir: {config} cannot be read ({error}); choose another directory, or replace "
+            "what is in it with --overwrite"
+        ) from error
+    now = dataclasses.asdict(settings)
+    free = {"output_dir", "overwrite"}
+    if settings.epochs > before.get("epochs", settings.epochs):
+        free.add("epochs")  # the run goes on for longer
+    differing = ", ".join(
+        f"{name} {before.get(name)!r}, not {value!r}"
+        for name, value in now.items()
+        if name not in free and before.get(name) != value
+    )
+    if differing:
+        raise ValueError(
+            f"output_dir: '{config.parent}' holds a run with {differing}; choose another "
+            "directory, or replace that run with --overwrite"
         )
 
 
@@ -136,7 +175,8 @@ def directory_of(settings):
     if settings.output_dir != "auto":
         return Path(settings.output_dir)
     data = Path(settings.data).name.split(".")[0]
-    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:6]
+    same = dataclasses.replace(settings, overwrite=False)
+    digest = hashlib.sha256(repr(same).encode()).hexdigest()[:6]
     network = f"resnet{settings.depth}_v{settings.version}-{settings.activation}"
     return Path("runs") / f"{data}-{network}-{settings.epochs}epochs-{digest}"
 
@@ -198,6 +238,7 @@ def build_model(settings, network, data):
         metrics=["accuracy"],
         jit_compile=fast.way().jit_compile,
     )
+    model.optimizer.build(model.trainable_variables)  # a checkpoint's state has where to go
     fast.accelerate(model, network)
     return model
 
@@ -211,37 +252,45 @@ def learning_rate_at(epoch, settings):
 
 
 def fit(settings, model, data):
-    """Trains a compiled model, keeps the run's files, and reports."""
+    """Trains a compiled model, from its last checkpoint on, keeps the run's files, and reports."""
     import keras
 
-    from runs import RunFiles, write_config
+    import runs
 
     directory = directory_of(settings)
-    config = describe(settings, model, data)
-    write_config(directory, config)
-    announce(config, directory)
-    files = RunFiles(directory, label=settings.activation)
-    history = model.fit(
-        **training_batches(settings, data),
-        epochs=settings.epochs,
-        validation_data=(data.x_test, data.y_test),
-        validation_batch_size=settings.batch_size,
-        callbacks=[
-            keras.callbacks.LearningRateScheduler(lambda e: learning_rate_at(e, settings)),
-            files,
-        ],
-        verbose=1 if sys.stdout.isatty() else 2,  # in a file, the bar would be a line per step
-    )
-    last, best = files.rows[-1], files.best
+    with runs.locked(directory), runs.StopOnSignal() as signals:
+        if settings.overwrite:
+            runs.remove_run(directory)
+        config = describe(settings, model, data)
+        announce(config, directory)
+        rows = runs.Checkpoints(directory).restore(model)
+        if rows:
+            print(f"Going on after epoch {len(rows)} of {settings.epochs}", flush=True)
+        runs.write_config(directory, config)
+        history = model.fit(
+            **training_batches(settings, data, first_epoch=len(rows)),
+            initial_epoch=len(rows),
+            epochs=settings.epochs,
+            validation_data=(data.x_test, data.y_test),
+            validation_batch_size=settings.batch_size,
+            callbacks=[
+                keras.callbacks.LearningRateScheduler(lambda e: learning_rate_at(e, settings)),
+                signals,
+                runs.StopOnNotFinite(),
+                runs.RunFiles(directory, settings.activation, rows),
+            ],
+            verbose=1 if sys.stdout.isatty() else 2,  # in a file, the bar would be a line per step
+        )
+    last, best = rows[-1], runs.best_of(rows)
     print(
         f"Test accuracy: {last['val_accuracy']:.4f} in the last epoch, {last['epoch']}; "
         f"{best['val_accuracy']:.4f} in the best, {best['epoch']}\n"
-        f"Written to {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}"
+        f"Written to {directory}: {', '.join(runs.written(directory))}"
     )
     return history
 
 
-def training_batches(settings, data):
+def training_batches(settings, data, first_epoch=0):
     """Returns what `fit` is to train on; the images lie on the device where that is faster."""
     import keras
 
@@ -253,7 +302,12 @@ def training_batches(settings, data):
         images = keras.ops.convert_to_tensor(images)
     return {
         "x": batches(
-            images, data.y_train, settings.batch_size, settings.data_augmentation, settings.seed
+            images,
+            data.y_train,
+            settings.batch_size,
+            settings.data_augmentation,
+            settings.seed,
+            first_epoch,
         ),
         "steps_per_epoch": -(-len(images) // settings.batch_size),
         "shuffle": False,  # that is done
@@ -316,7 +370,10 @@ def announce(config, directory):
 
 
 def parse(arguments=None):
-    """Returns the settings that the command line asks for; ends the program on a mistake in it."""
+    """Returns what the command line asks for; ends the program on a mistake in it.
+
+    That is the settings, and the path and the data, or None, of what is to be evaluated, or None.
+    """
 
     class Parser(argparse.ArgumentParser):
         def error(self, message):  # without the long usage that argparse puts before it
@@ -337,7 +394,16 @@ def parse(arguments=None):
         flag = "--" + field.name.replace("_", "-")
         help_text = comments()[field.name].replace("%", "%%")
         parser.add_argument(flag, default=field.default, help=help_text, **kind)
-    return Settings(**vars(parser.parse_args(arguments)))
+    parser.add_argument(
+        "--evaluate",
+        metavar="PATH",
+        help="train nothing; test the model of this run, or .keras file, on its data or on --data",
+    )
+    given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
+    path, data = given.pop("evaluate"), given.pop("data")
+    if data is not None:
+        given["data"] = data
+    return Settings(**given), (path, data) if path is not None else None
 
 
 def comments():
@@ -346,13 +412,50 @@ def comments():
 
 
 def main(arguments=None):
-    settings = parse(arguments)
+    settings, evaluated = parse(arguments)
     try:
+        if evaluated:
+            from evaluate import evaluate
+
+            prepare_environment()
+            evaluate(*evaluated)
+            return
         prepared = prepare(settings)
     except (ValueError, TypeError) as error:
-        print(f"main.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    fit(settings, *prepared)
+        stop(2, f"error: {error}")
+    except KeyboardInterrupt:
+        stop(130, "stopped before the training began")
+    import runs
+
+    try:
+        fit(settings, *prepared)
+    except runs.InUse as error:
+        stop(2, f"error: {error}")
+    except runs.NotFinite as error:
+        cause = f"most likely the learning rate, {settings.learning_rate:g}, is too high"
+        stop(3, f"error: {error}; {cause}; {saved(settings)}")
+    except runs.Interrupted as interrupted:
+        again = "to go on, run the same command again"
+        stop(128 + interrupted.number, f"stopped by {interrupted}; {saved(settings)}; {again}")
+    except OSError as error:
+        reason = f"cannot write {error.filename}: {error.strerror or error}"
+        again = "to go on when it can be written, run the same command again"
+        stop(1, f"error: {reason}; {saved(settings)}; {again}")
+
+
+def saved(settings):
+    """Says what a run that has ended early has left."""
+    from runs import Checkpoints
+
+    directory = directory_of(settings)
+    epoch = Checkpoints(directory).latest_epoch()
+    return f"the state after epoch {epoch} is in {directory}" if epoch else "no epoch was completed"
+
+
+def stop(code, message):
+    """Ends the program with one line."""
+    print(f"main.py: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

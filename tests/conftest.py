@@ -1,6 +1,42 @@
-"""Set before Keras starts: float64 on JAX, and less talk from TensorFlow."""
+"""Set before Keras starts: float64 on JAX, and less talk from TensorFlow. And what tests share."""
 
+import collections
 import os
+
+import numpy as np
+import pytest
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """The path of a small data set, and the working directory of the test beside it."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "small.npz"
+    x = rng.integers(0, 256, (128, 32, 32, 3), dtype="uint8")
+    np.savez(path, x_train=x, y_train=np.arange(128) % 10, x_test=x[:16], y_test=np.arange(16) % 10)
+    return path
+
+
+@pytest.fixture
+def empty_directory(tmp_path, monkeypatch):
+    directory = tmp_path / "work"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory
+
+
+COUNTS = collections.Counter()
+
+
+@pytest.fixture
+def count():
+    """Adds to what is said at the end of the tests, once the test has seen it: count("kills")."""
+    return lambda what, n=1: COUNTS.update({what: n})
+
+
+def pytest_terminal_summary(terminalreporter):
+    for what, n in COUNTS.items():
+        terminalreporter.write_line(f"{n} {what}")

@@ -63,13 +63,15 @@ def replaced(name, index, value, dtype="float32"):
         (replaced("y_train", 3, 2.0), "y_train"),
         (replaced("y_train", 3, 10, int), "y_train"),
         (replaced("y_test", 3, -1, int), "y_test"),
+        ({"y_train": np.full(20, 3)}, "y_train"),
     ],
 )
-def test_what_is_not_such_data_is_refused_in_one_line(tmp_path, changes, name):
+def test_what_is_not_such_data_is_refused_in_one_line(tmp_path, changes, name, count):
     np.savez(tmp_path / "a.npz", **arrays(**changes))
     with pytest.raises(ValueError, match=f"^data: {name} in .* must be .*; received ") as caught:
         data.load(str(tmp_path / "a.npz"))
     assert "\n" not in str(caught.value)
+    count("bad inputs refused")
 
 
 class Bomb:
@@ -93,7 +95,7 @@ class Bomb:
         ("wrong.tar.gz", b"not the official archive", "SHA-256"),
     ],
 )
-def test_damaged_files(tmp_path, name, content, message):
+def test_damaged_files(tmp_path, name, content, message, count):
     path = tmp_path / name
     if callable(content):
         buffer = io.BytesIO()
@@ -103,6 +105,7 @@ def test_damaged_files(tmp_path, name, content, message):
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^data: .*{message}"):
         data.load(str(path))
+    count("bad inputs refused")
 
 
 def test_missing_array_single_array_and_directory(tmp_path):

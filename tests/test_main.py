@@ -3,14 +3,12 @@
 import csv
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from processes import python
 
 import data
 import fast
@@ -19,34 +17,6 @@ import main
 import runs
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def npz(tmp_path):
-    """The path of a small data set, and the working directory of the test beside it."""
-    rng = np.random.default_rng(0)
-    path = tmp_path / "small.npz"
-    x = rng.integers(0, 256, (48, 32, 32, 3), dtype="uint8")
-    np.savez(path, x_train=x, y_train=np.arange(48) % 10, x_test=x[:16], y_test=np.arange(16) % 10)
-    return path
-
-
-@pytest.fixture
-def empty_directory(tmp_path, monkeypatch):
-    directory = tmp_path / "work"
-    directory.mkdir()
-    monkeypatch.chdir(directory)
-    return directory
-
-
-def python(*arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_help_names_every_setting_and_needs_no_keras():
@@ -77,6 +47,7 @@ def test_every_setting_is_a_flag():
         precision="mixed_bfloat16",
         seed=7,
         output_dir="somewhere",
+        overwrite=True,
     )
     arguments = []
     for name, value in dataclasses.asdict(wanted).items():
@@ -86,8 +57,8 @@ def test_every_setting_is_a_flag():
         else:
             arguments += [f"--{flag}", str(value)]
         assert value != getattr(main.Settings(), name)
-    assert main.parse(arguments) == wanted
-    assert main.parse([]) == main.Settings()
+    assert main.parse(arguments) == (wanted, None)
+    assert main.parse([]) == (main.Settings(), None)
 
 
 def test_defaults():
@@ -118,11 +89,28 @@ def test_defaults():
         (["--learning-rate", "0"], "learning_rate"),
         (["--precision", "float8"], "precision"),
         (["--seed", "-1"], "seed"),
+        (["--seed", "1.5"], "--seed"),
+        (["--depth", "600002"], "depth"),
+        (["--depth", "-20"], "depth"),
+        (["--batch-size", "99999999999999999999"], "batch_size"),
+        (["--batch-size", "2000", "--data", "digits", "--depth", "8"], "data"),
+        (["--epochs", "1e3"], "--epochs"),
+        (["--epochs", "0"], "epochs"),
+        (["--learning-rate", "-1"], "learning_rate"),
+        (["--learning-rate", "inf"], "learning_rate"),
+        (["--frequency", "1e300"], "frequency"),
+        (["--shift", "one"], "--shift"),
+        (["--data", ""], "data"),
+        (["--data", "."], "data"),
+        (["--output-dir", ""], "output_dir"),
+        (["--overwrite", "yes"], "yes"),
+        (["--evaluate", "missing"], "evaluate"),
+        (["--evaluate", "."], "evaluate"),
         (["--data", "missing.npz"], "data"),
         (["--output-dir", "/dev/null/run", "--data", "digits"], "output_dir"),
     ],
 )
-def test_a_mistake_costs_one_line_and_exit_code_2(arguments, name, empty_directory, capsys):
+def test_a_mistake_costs_one_line_and_exit_code_2(arguments, name, empty_directory, capsys, count):
     with pytest.raises(SystemExit) as caught:
         main.main(arguments)
     assert caught.value.code == 2
@@ -130,6 +118,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(arguments, name, empty_directo
     assert message.startswith("main.py: error: ") and message.count("\n") == 1
     assert name in message.split(": ", 2)[2]
     assert list(empty_directory.iterdir()) == []
+    count("bad inputs refused")
 
 
 def test_a_mistake_in_a_process_of_its_own():
@@ -290,10 +279,14 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, cap
     assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 4; {best:.4f} in the best" in said
 
     config = json.loads((directory / "config.json").read_text())
-    assert config["settings"] == dataclasses.asdict(main.parse(flags))
+    assert config["settings"] == dataclasses.asdict(main.parse(flags)[0])
     assert config["versions"]["keras"] == keras.__version__
     assert {path.name for path in directory.iterdir()} == {
-        *("config.json", "history.csv", "curves.png", "best.keras", "final.keras", "tensorboard")
+        *("config.json", "history.csv", "curves.png", "best.keras", "final.keras", "tensorboard"),
+        *("checkpoints", ".lock"),
+    }
+    assert {path.name for path in (directory / "checkpoints").iterdir()} <= {
+        f"{epoch:04}.keras" for epoch in range(1, 5)
     }
     assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.stat().st_size > 0 for path in (directory / "tensorboard").iterdir()] == [True]
@@ -305,10 +298,14 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, cap
         assert evaluated["accuracy"] == pytest.approx(accuracy, abs=1e-5)
     model.fit(digits.x_train[:64], digits.y_train[:64], verbose=0)  # goes on training
 
-    with pytest.raises(SystemExit):  # the same once more would overwrite it
-        main.main(flags)
-    assert "output_dir: " in capsys.readouterr().err
+    main.main(flags)  # the same once more has nothing left to do
+    assert "Going on after epoch 4 of 4" in capsys.readouterr().out
     assert read_history(directory) == rows
+
+    main.main(["--evaluate", str(directory)])
+    said = capsys.readouterr().out
+    assert f"loss {rows[-1]['val_loss']:.3f}" in said
+    assert f"accuracy {rows[-1]['val_accuracy']:.4f}" in said
 
 
 def test_train_from_python_returns_the_history(npz, tmp_path):
@@ -340,18 +337,3 @@ def test_a_jax_user_needs_no_tensorflow(npz, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "final.keras").exists()
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("before")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        runs.replace_file(path, fail)
-    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
-    runs.replace_file(path, lambda temporary: temporary.write_text("after"))
-    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
