@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import experiments  # noqa: E402
 import gaaf  # noqa: E402
 import main  # noqa: E402
 import runs  # noqa: E402
@@ -24,29 +26,23 @@ FUNCTIONS = (
     ("GAAF_relu, paper's shape (0.5, 5)", gaaf.GAAF("relu", shift=0.5, slope=5)),
     ("GAAF_tanh", gaaf.GAAF("tanh")),
 )
-# Test accuracy in the report of 2018 of GAAF_relu, slope 1, at each shift; and of the other rows.
-EARLIER_AT_SHIFT = {
-    5.0: 0.6517,
-    4.0: 0.6924,
-    3.0: 0.7042,
-    2.0: 0.7441,
-    1.0: 0.78,
-    0.0: 0.7886,
-    -0.5: 0.7945,
-    -1.0: 0.7948,
-    -2.0: 0.78,
-    -3.0: 0.7768,
-    -4.0: 0.7733,
+# Test accuracy in the report of 2018, by the rows of experiments.py.
+EARLIER = {
+    "relu": 0.8084,
+    "shift 5": 0.6517,
+    "shift 4": 0.6924,
+    "shift 3": 0.7042,
+    "shift 2": 0.7441,
+    "shift 1": 0.78,
+    "shift 0": 0.7886,
+    "shift -0.5": 0.7945,
+    "shift -1": 0.7948,
+    "shift -2": 0.78,
+    "shift -3": 0.7768,
+    "shift -4": 0.7733,
+    "no s": 0.6603,
+    "round": 0.8054,
 }
-EARLIER = [
-    ("relu", {"activation": "relu"}, 0.8084),
-    *(
-        (f"GAAF_relu, shift {a:g}".replace("-", "−"), {"shift": a}, y)
-        for a, y in EARLIER_AT_SHIFT.items()
-    ),
-    ("GAAF_relu, s = 1 everywhere", {"shape": "none"}, 0.6603),
-    ("GAAF_relu, shift −1, wave “round”", {"shift": -1.0, "wave": "round"}, 0.8054),
-]
 
 
 def value_and_gradient(function, x):
@@ -109,7 +105,7 @@ def networks_table():
 
 def results():
     """Yields (config, rows of the history) of every run kept in results/."""
-    for directory in sorted((ROOT / "results").iterdir()):
+    for directory in sorted(path.parent for path in (ROOT / "results").glob("*/config.json")):
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         with open(directory / "history.csv", newline="", encoding="utf-8") as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
@@ -135,19 +131,49 @@ def results_table():
     return table(header, lines)
 
 
-def earlier_table():
-    usual = {"version": 1, "depth": 20, "activation": "GAAF_relu", "slope": 1.0}
-    usual |= {"wave": "floor", "shape": "auto", "data_augmentation": False}
+def study_table():
+    """A line for each row of experiments.py: its longest runs, and their difference to relu."""
     lines = []
-    for label, changes, earlier in EARLIER:
-        wanted = usual | changes
-        ours = [
-            f"{rows[-1]['val_accuracy']:.4f} ({len(rows)} epochs)"
-            for config, rows in results()
-            if wanted.items() <= config["settings"].items()
-        ]
-        lines.append((label, f"{earlier:.4f}", ", ".join(ours) or "not run yet"))
-    return table(("ResNet-20 v1", "2018 report (200 epochs)", "here"), lines)
+    for row in experiments.ROWS:
+        earlier = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
+        epochs = max(
+            (int(x["epochs"]) for x in experiments.read_results() if x["row"] == row), default=0
+        )
+        if not epochs:
+            lines.append((row, earlier, "not run yet", *[""] * 5))
+            continue
+        found = runs_of(row, epochs)
+        test, best, train = (
+            [float(line[column]) for line in found.values()]
+            for column in ("test_accuracy", "best_test_accuracy", "train_accuracy")
+        )
+        spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
+        plain = experiments.plain_row(row)
+        versus = "" if plain == row else difference(found, runs_of(plain, epochs))
+        measured = (f"{np.mean(test):.4f}{spread}", versus, f"{np.mean(train):.4f}")
+        lines.append((row, earlier, *measured, f"{np.mean(best):.4f}", len(test), epochs))
+    header = ("row", "2018 report", "test", "− relu", "training", "best test", "runs", "epochs")
+    return table(header, lines)
+
+
+def runs_of(row, epochs):
+    """{seed: line of the results} of the runs of a row with that many epochs."""
+    wanted = (row, str(epochs))
+    lines = experiments.read_results()
+    return {x["seed"]: x for x in lines if (x["row"], x["epochs"]) == wanted}
+
+
+def difference(runs_of_row, runs_of_plain):
+    """The mean difference in test accuracy, paired by seed, with its 95 % interval."""
+    pairs = [
+        float(line["test_accuracy"]) - float(runs_of_plain[seed]["test_accuracy"])
+        for seed, line in runs_of_row.items()
+        if seed in runs_of_plain
+    ]
+    if len(pairs) < 2:
+        return f"{pairs[0]:+.4f} (one run)" if pairs else ""
+    half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+    return f"{np.mean(pairs):+.4f} ± {half:.4f}"
 
 
 def plot_results(path):
@@ -218,7 +244,7 @@ def readme(text):
         "settings": settings_table,
         "networks": networks_table,
         "results": results_table,
-        "earlier results": earlier_table,
+        "study": study_table,
         "benchmarks": benchmarks_table,
         "first step": lambda: first_step_table()[0],
     }

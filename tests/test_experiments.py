@@ -1,0 +1,77 @@
+"""The study: each run is trained once, by main.py, and lands in the results."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import experiments
+import main
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
+
+import make
+
+
+def test_every_row_has_settings_that_main_takes(tmp_path):
+    for row in experiments.ROWS:
+        run = experiments.Run(row, 0, 20, "digits", tmp_path)
+        settings = main.Settings(**run.settings())
+        main.check(
+            main.parse(
+                [
+                    f"--{k.replace('_', '-')}={v}"
+                    for k, v in vars(settings).items()
+                    if not isinstance(v, bool)
+                ]
+            )[0]
+        )
+        assert experiments.plain_row(row) in experiments.ROWS
+    assert set(make.EARLIER) < set(experiments.ROWS)
+
+
+def test_the_plain_row_is_of_the_same_network():
+    assert experiments.plain_row("shift -1") == "relu"
+    assert experiments.plain_row("paper, limit wave") == "relu"
+    assert experiments.plain_row("v2, paper") == "v2, relu"
+    assert experiments.plain_row("GAAF_tanh") == "tanh"
+
+
+def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys):
+    small = {"depth": 8, "batch_size": 64}
+    rows = {"relu": {"activation": "relu", **small}, "paper": {"slope": 5, **small}}
+    monkeypatch.setattr(experiments, "ROWS", rows)
+    results = tmp_path / "results.csv"
+    runs = [experiments.Run(row, 0, 1, str(npz), tmp_path / "runs") for row in rows]
+    experiments.train(runs, at_once=2, results=results)
+    lines = experiments.read_results(results)
+    assert {line["row"] for line in lines} == set(rows)
+    for line in lines:
+        (run,) = (run for run in runs if run.row == line["row"])
+        history = run.history()
+        assert float(line["test_accuracy"]) == history[-1]["val_accuracy"]
+        assert float(line["train_loss"]) == history[-1]["loss"] and line["epochs"] == "1"
+        assert json.loads(line["settings"]) == rows[line["row"]]
+        assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
+
+    monkeypatch.setattr(experiments.Run, "start", None)  # nothing is left to start
+    experiments.train(runs, at_once=2, results=results)
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+    assert experiments.read_results(results) == lines
+
+
+def test_a_run_that_fails_is_told(tmp_path):
+    run = experiments.Run("relu", 0, 1, "missing.npz", tmp_path)
+    with pytest.raises(RuntimeError, match=r"relu: see .*log\.txt"):
+        experiments.train([run], at_once=1, results=tmp_path / "results.csv")
+    assert "missing.npz" in (run.directory / "log.txt").read_text()
+
+
+def test_differences_are_paired_by_seed():
+    def runs(*accuracies):
+        return {str(i): {"test_accuracy": a} for i, a in enumerate(accuracies)}
+
+    assert make.difference(runs(0.81, 0.82, 0.83), runs(0.80, 0.80, 0.80)) == "+0.0200 ± 0.0248"
+    assert make.difference(runs(0.81), runs(0.80, 0.9)) == "+0.0100 (one run)"
+    assert make.difference(runs(0.81), {}) == ""
