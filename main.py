@@ -435,12 +435,13 @@ def main(arguments=None):
         cause = f"most likely the learning rate, {settings.learning_rate:g}, is too high"
         stop(3, f"error: {error}; {cause}; {saved(settings)}")
     except runs.Interrupted as interrupted:
-        again = "to go on, run the same command again"
-        stop(128 + interrupted.number, f"stopped by {interrupted}; {saved(settings)}; {again}")
+        stop(
+            128 + interrupted.number,
+            f"stopped by {interrupted}; {saved(settings)}; {again(settings)}",
+        )
     except OSError as error:
         reason = f"cannot write {error.filename}: {error.strerror or error}"
-        again = "to go on when it can be written, run the same command again"
-        stop(1, f"error: {reason}; {saved(settings)}; {again}")
+        stop(1, f"error: {reason}; {saved(settings)}; {again(settings)}")
 
 
 def saved(settings):
@@ -450,6 +451,11 @@ def saved(settings):
     directory = directory_of(settings)
     epoch = Checkpoints(directory).latest_epoch()
     return f"the state after epoch {epoch} is in {directory}" if epoch else "no epoch was completed"
+
+
+def again(settings):
+    """Says how to go on."""
+    return "to go on, run the same command again" + ", without --overwrite" * settings.overwrite
 
 
 def stop(code, message):
