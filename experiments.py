@@ -31,6 +31,10 @@ ROWS = {
     "round": {"shift": -1, "wave": "round"},
     "paper": PAPER,
     "paper, limit wave": {**PAPER, "wave": "none"},
+    "fading, paper, off at 40 %": {**PAPER, "fade": 0.4, "fade_steps": 1},
+    "fading, paper, to 80 %": {**PAPER, "fade": 0.8},
+    "fading, shift 1, off at 40 %": {"shift": 1, "fade": 0.4, "fade_steps": 1},
+    "fading, shift 1, to 80 %": {"shift": 1, "fade": 0.8},
     "tanh": {"activation": "tanh"},
     "GAAF_tanh": {"activation": "GAAF_tanh"},
     "v2, relu": {"version": 2, **RELU},
@@ -62,7 +66,11 @@ class Run:
 
     def __init__(self, row, seed, epochs, data, folder=RUNS):
         self.row, self.seed, self.epochs, self.data = row, seed, epochs, data
-        name = f"{row}-{epochs}epochs-seed{seed}".replace(", ", "_").replace(" ", "_")
+        name = (
+            f"{row}-{epochs}epochs-seed{seed}".replace(", ", "_")
+            .replace(" %", "")
+            .replace(" ", "_")
+        )
         self.directory = folder / name
         self.process = None
 

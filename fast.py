@@ -100,6 +100,18 @@ def _train_function(model):
     return train_function
 
 
+def retrace(model):
+    """Has an accelerated model's functions traced anew: what its activations do has changed."""
+    own = keras.backend.backend() == "tensorflow" and device() == "CPU"
+    model.train_function = _train_function(model) if own else None
+    model.test_function = None
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()  # it would take the same method of the same model for the same function
+    model.make_train_function()
+
+
 def _batch_normalization(layer, inputs, training=None, mask=None):
     """`BatchNormalization.call` as one operation, in half precision without a cast around it.
 

@@ -53,10 +53,11 @@ def _s(x, shape, shift, slope):
     return ops.sign(1 + ops.abs(x)) if shape is None else shape(x)
 
 
-def _accelerated(phi, shift, slope, frequency, wave, shape):
+def _accelerated(phi, shift, slope, frequency, wave, shape, strength):
     """Returns the function φ(x) + g(x)·s(x), and with it its gradient φ′(x) + g′(x)·s(x).
 
-    φ is a key of `_PHI_SLOPE`. The gradient is computed from x, which is all that is kept for it.
+    In s is the factor `strength`. φ is a key of `_PHI_SLOPE`. The gradient is computed from x,
+    which is all that is kept for it.
     """
     bound = 3e38 / max(frequency, 1)  # keeps K·x finite: inf − inf would be NaN
 
@@ -69,11 +70,12 @@ def _accelerated(phi, shift, slope, frequency, wave, shape):
         height = periods - periods // 1 if floor else ops.abs(periods - ops.round(periods))
         # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
         g = (ops.clip(height, 0, 1 if floor else 0.5) - 0.5) / frequency
-        return ops.cast(phi(wide) + g * _s(at, shape, shift, slope), x.dtype)
+        s = strength * _s(at, shape, shift, slope)
+        return ops.cast(phi(wide) + g * s, x.dtype)
 
     def gradient(x, upstream):
         wide = _wide(x)
-        s = _s(wide, shape, shift, slope)
+        s = strength * _s(wide, shape, shift, slope)
         if wave == "round":
             periods = frequency * ops.clip(wide, -bound, bound)
             s = s * ops.sign(periods - ops.round(periods))
@@ -159,6 +161,8 @@ class GAAF(keras.Operation):
         shape: s. "sigmoid": sigmoid(slope·(x + shift)). "gaussian": exp(−x²/3). None: 1
             everywhere. A callable: s(x) of a float32 or float64 tensor. Default "auto": "sigmoid"
             for φ = relu and "gaussian" for tanh; any other φ needs one of the former.
+        strength: Factor of s. Finite float, default 1.0; 0 leaves φ. It may be changed later, as an
+            attribute of that name, and holds in functions that are traced from then on.
         name: Name of the operation in a functional model.
 
     Call arguments:
@@ -189,6 +193,7 @@ class GAAF(keras.Operation):
         frequency=10_000,
         wave="floor",
         shape="auto",
+        strength=1.0,
         name=None,
     ):
         super().__init__(name=name)
@@ -203,6 +208,7 @@ class GAAF(keras.Operation):
         allowed = "'sigmoid', 'gaussian', None, a callable, or 'auto' for 'relu' and 'tanh' alone"
         _require("shape", callable(shape) or shape in SHAPES, allowed, shape)
         self.shape = shape
+        self.strength = _number("strength", strength)
 
     def __call__(self, x):
         if not isinstance(x, keras.KerasTensor):
@@ -213,7 +219,9 @@ class GAAF(keras.Operation):
         return super().__call__(x)
 
     def call(self, x):
-        parameters = self.shift, self.slope, self.frequency, self.wave, self.shape
+        if self.strength == 0:
+            return ops.cast(self.activation(x), x.dtype)
+        parameters = self.shift, self.slope, self.frequency, self.wave, self.shape, self.strength
         accelerated = _accelerated if callable(self.shape) else _shared_accelerated
         if any(self.activation is phi for phi in _PHI_SLOPE):
             return accelerated(self.activation, *parameters)(x)
@@ -232,6 +240,7 @@ class GAAF(keras.Operation):
             "frequency": self.frequency,
             "wave": self.wave,
             "shape": serialize(self.shape) if callable(self.shape) else self.shape,
+            "strength": self.strength,
         }
 
     @classmethod

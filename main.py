@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import os
 import platform
 import re
@@ -35,6 +36,8 @@ class Settings:
     frequency: float = 10_000.0  # K, sawtooth periods per unit of x
     wave: str = "floor"  # floor, round (slope alternates), or none (K → ∞, only gradients change)
     shape: str = "auto"  # sigmoid, gaussian, none (1 everywhere), or auto: that of the paper
+    fade: float = 0.0  # the acceleration fades to zero over this share of the epochs; 0: it stays
+    fade_steps: int = 10  # in so many steps; 1: it is switched off at the end of that share
 
     # The data.
     data: str = "cifar10"  # cifar10 (downloads), digits, or path of an .npz or official .tar.gz
@@ -118,6 +121,8 @@ def check(settings):
         "shift": (-1e30, 1e30),
         "slope": (-1e30, 1e30),
         "frequency": (1e-30, 1e30),
+        "fade": (0, 1),
+        "fade_steps": (1, 1000),
         "batch_size": (1, 10**6),
         "epochs": (1, 10**6),
         "learning_rate": (1e-30, 1e30),
@@ -135,6 +140,11 @@ def check(settings):
             ok = ok and least <= value <= most  # not so for NaN
         if not ok:
             raise ValueError(f"{field.name}: allowed is {allowed}; received {value!r}")
+    if settings.fade and settings.activation not in ("GAAF_relu", "GAAF_tanh"):
+        raise ValueError(
+            f"fade: allowed with {settings.activation} is 0, as it has no acceleration; "
+            f"received {settings.fade}"
+        )
     block_and_count(settings.depth, None, BLOCKS[settings.version])
     require_source(settings.data)
     if not settings.output_dir:
@@ -148,20 +158,20 @@ def require_same_run(settings):
     if settings.overwrite or not config.exists():
         return
     try:
-        before = dict(json.loads(config.read_text(encoding="utf-8"))["settings"])
+        before = json.loads(config.read_text(encoding="utf-8"))["settings"]
+        before = dataclasses.asdict(Settings()) | before  # it may be older than some setting
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"output_dir: {config} cannot be read ({error}); choose another directory, or replace "
             "what is in it with --overwrite"
         ) from error
-    now = dataclasses.asdict(settings)
     free = {"output_dir", "overwrite"}
-    if settings.epochs > before.get("epochs", settings.epochs):
+    if settings.epochs > before["epochs"]:
         free.add("epochs")  # the run goes on for longer
     differing = ", ".join(
-        f"{name} {before.get(name)!r}, not {value!r}"
-        for name, value in now.items()
-        if name not in free and before.get(name) != value
+        f"{name} {before[name]!r}, not {value!r}"
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in free and before[name] != value
     )
     if differing:
         raise ValueError(
@@ -251,6 +261,16 @@ def learning_rate_at(epoch, settings):
     return settings.learning_rate
 
 
+def strength_at(epoch, settings):
+    """The strength of GAAF in an epoch, counted from 0; from 1 down to 0 where it is to fade."""
+    if not settings.fade:
+        return 1.0
+    end = round(settings.fade * settings.epochs, 9)  # in floats, 0.07 · 100 is more than 7
+    if epoch >= end:
+        return 0.0
+    return 1 - math.floor(epoch * settings.fade_steps / end) / settings.fade_steps
+
+
 def fit(settings, model, data):
     """Trains a compiled model, from its last checkpoint on, keeps the run's files, and reports."""
     import keras
@@ -276,6 +296,7 @@ def fit(settings, model, data):
             callbacks=[
                 keras.callbacks.LearningRateScheduler(lambda e: learning_rate_at(e, settings)),
                 signals,
+                *([fader(settings)] if settings.fade else []),
                 runs.StopOnNotFinite(),
                 runs.RunFiles(directory, settings.activation, rows),
             ],
@@ -288,6 +309,24 @@ def fit(settings, model, data):
         f"Written to {directory}: {', '.join(runs.written(directory))}"
     )
     return history
+
+
+def fader(settings):
+    """The callback that weakens the activation of the network as the settings say."""
+    import keras
+
+    import fast
+
+    def weaken(epoch, logs=None):
+        model = callback.model
+        activation = model.layers[-1].get_layer("stem_act").activation  # all layers share it
+        strength = strength_at(epoch, settings)
+        if activation.strength != strength:
+            activation.strength = strength
+            fast.retrace(model)
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=weaken)
+    return callback
 
 
 def training_batches(settings, data, first_epoch=0):

@@ -154,6 +154,22 @@ def test_half_precision_sees_the_wave_that_float32_sees():
     assert len(np.unique(wave)) > 10
 
 
+@pytest.mark.parametrize("wave", ["floor", None])
+@pytest.mark.parametrize("strength", [0, 0.3, 2.0])
+def test_strength_is_a_factor_of_s(wave, strength):
+    for activation, phi, s in (("relu", RELU, sigmoid), ("tanh", TANH, gaussian)):
+        function = gaaf.GAAF(activation, wave=wave, frequency=100, strength=strength)
+        whole = gaaf.GAAF(activation, wave=wave, frequency=100)
+        x = keras.ops.convert_to_tensor(X, "float64")
+        plain = to_numpy(function.activation(x))
+        np.testing.assert_allclose(
+            to_numpy(function(x)) - plain, strength * (to_numpy(whole(x)) - plain), atol=1e-9
+        )
+        first, _ = derivatives(function, X)
+        np.testing.assert_allclose(first, phi[1](X) + strength * s(X), rtol=0, atol=2e-6)
+        assert gaaf.get(keras.activations.serialize(function)).strength == strength
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX tells what is kept")
 @pytest.mark.parametrize("wave", ["floor", "round", None])
 def test_the_backward_pass_keeps_no_more_than_the_input(wave):
@@ -198,6 +214,7 @@ def test_values_stay_within_half_a_period_where_floats_are_coarse(wave):
         ("shift", lambda: gaaf.GAAF_relu(X, shift="1")),
         ("slope", lambda: gaaf.GAAF_relu(X, slope=float("-inf"))),
         ("slope", lambda: gaaf.GAAF_relu(X, slope=True)),
+        ("strength", lambda: gaaf.GAAF("relu", strength=float("inf"))),
         ("x", lambda: gaaf.GAAF_relu(np.arange(3))),
         ("x", lambda: gaaf.GAAF_tanh(True)),
         ("x", lambda: gaaf.GAAF_relu(keras.Input((3,), dtype="int32"))),

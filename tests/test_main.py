@@ -38,6 +38,8 @@ def test_every_setting_is_a_flag():
         frequency=100.0,
         wave="none",
         shape="gaussian",
+        fade=0.5,
+        fade_steps=2,
         data="digits",
         data_augmentation=True,
         subtract_pixel_mean=False,
@@ -82,6 +84,9 @@ def test_defaults():
         (["--wave", "square"], "wave"),
         (["--shape", "triangle"], "shape"),
         (["--frequency", "0"], "frequency"),
+        (["--fade", "1.1"], "fade"),
+        (["--fade", "0.5", "--activation", "relu"], "fade"),
+        (["--fade-steps", "0"], "fade_steps"),
         (["--shift", "nan"], "shift"),
         (["--slope", "inf"], "slope"),
         (["--batch-size", "0"], "batch_size"),
@@ -246,6 +251,36 @@ def test_the_seed_decides_the_run(npz, tmp_path):
     for a, b in zip(first, same, strict=True):
         np.testing.assert_array_equal(a, b)
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "fade, steps, strengths",
+    [
+        (0.0, 10, [1] * 10),
+        (0.3, 1, [1] * 3 + [0] * 7),
+        (0.4, 2, [1, 1, 0.5, 0.5] + [0] * 6),
+        (1.0, 10, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
+    ],
+)
+def test_strength_fades_in_steps(fade, steps, strengths):
+    settings = main.Settings(epochs=10, fade=fade, fade_steps=steps)
+    assert [main.strength_at(epoch, settings) for epoch in range(10)] == pytest.approx(strengths)
+
+
+def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
+    traced = []
+    call = gaaf.GAAF.call
+    monkeypatch.setattr(
+        gaaf.GAAF, "call", lambda self, x: traced.append(self.strength) or call(self, x)
+    )
+    settings = main.Settings(
+        depth=8, data=str(npz), epochs=4, fade=0.75, fade_steps=3, output_dir=str(tmp_path / "run")
+    )
+    model = main.train(settings).model
+    assert sorted(set(traced)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert model.layers[-1].get_layer("stem_act").activation.strength == 0
+    loaded = keras.models.load_model(tmp_path / "run" / "final.keras")
+    assert loaded.layers[-1].get_layer("stem_act").activation.strength == 0
 
 
 def read_history(directory):
