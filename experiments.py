@@ -10,6 +10,7 @@ into results/experiments.csv, a line a run; the README's tables come from there.
 import argparse
 import csv
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -228,6 +229,7 @@ def main():
         for seed in range(given.seeds)  # all rows once, before any a second time
         for row in given.rows or ROWS
     ]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are to end as well
     try:
         train(runs, given.at_once)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ DEEP = 500
 
 
 class Way(NamedTuple):
-    """How to train: what `Model.compile` and `Batches` are told, and the same in words."""
+    """How to train: XLA for the whole step or not, images on the device, the same in words."""
 
     jit_compile: bool | str
     images_on_device: bool
@@ -31,7 +31,7 @@ def way():
     """Returns the `Way` for this backend and device."""
     backend = keras.backend.backend()
     if backend == "tensorflow" and device() == "CPU":
-        # XLA for the whole step, the default of older Keras, halves the speed: its convolutions.
+        # XLA for the whole step, Keras' default, halves the speed: its convolutions.
         return Way(False, False, "XLA for the activations alone; fused operations; prefetch")
     if backend == "tensorflow":
         return Way("auto", False, "XLA; prefetch")

@@ -466,21 +466,22 @@ def main(arguments=None):
         stop(130, "stopped before the training began")
     import runs
 
+    ending = None  # told when the error is forgotten, and with it what TensorFlow still holds
     try:
         fit(settings, *prepared)
     except runs.InUse as error:
-        stop(2, f"error: {error}")
+        ending = 2, f"error: {error}"
     except runs.NotFinite as error:
         cause = f"most likely the learning rate, {settings.learning_rate:g}, is too high"
-        stop(3, f"error: {error}; {cause}; {saved(settings)}")
+        ending = 3, f"error: {error}; {cause}; {saved(settings)}"
     except runs.Interrupted as interrupted:
-        stop(
-            128 + interrupted.number,
-            f"stopped by {interrupted}; {saved(settings)}; {again(settings)}",
-        )
+        code = 128 + interrupted.number
+        ending = code, f"stopped by {interrupted}; {saved(settings)}; {again(settings)}"
     except OSError as error:
         reason = f"cannot write {error.filename}: {error.strerror or error}"
-        stop(1, f"error: {reason}; {saved(settings)}; {again(settings)}")
+        ending = 1, f"error: {reason}; {saved(settings)}; {again(settings)}"
+    if ending:
+        stop(*ending)
 
 
 def saved(settings):
@@ -504,4 +505,10 @@ def stop(code, message):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        # At once: TensorFlow may take five seconds to end its threads. All files are whole.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
