@@ -238,6 +238,25 @@ def plot_first_step(path):
     runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
+def plot_why(path):
+    """Draws what why.py has measured: gradients, inputs of the activations, training loss."""
+    found = json.loads((ROOT / "results" / "why.json").read_text(encoding="utf-8"))
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    gradients, inputs, loss = figure.subplots(1, 3)
+    middle = (np.array(found["edges"][1:]) + found["edges"][:-1]) / 2
+    for name, network in found["networks"].items():
+        gradients.semilogy(list(network["gradients"][-1].values()), ".-", label=name)
+        inputs.plot(middle, network["inputs"], label=name)
+        loss.plot(range(1, len(network["loss"]) + 1), network["loss"], ".-", label=name)
+    gradients.set(xlabel="convolution", ylabel="mean |∂loss/∂kernel|, last epoch")
+    inputs.set(xlabel="input of an activation", ylabel="share in 0.1 of x")
+    loss.set(xlabel="epoch", ylabel="training loss")
+    for axes in (gradients, inputs, loss):
+        axes.grid(alpha=0.3)
+    loss.legend(fontsize="small")
+    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
 def readme(text):
     """Returns the README's text with its tables made anew."""
     tables = {
@@ -260,6 +279,7 @@ if __name__ == "__main__":
     plot_activations(ROOT / "docs" / "gaaf.png")
     plot_results(ROOT / "docs" / "curves.png")
     plot_first_step(ROOT / "docs" / "first_step.png")
+    plot_why(ROOT / "docs" / "why.png")
     path = ROOT / "README.md"
     text = readme(path.read_text(encoding="utf-8"))
     runs.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,0 +1,66 @@
+"""The looks at gradients and inputs see what training sees, and leave it as it was."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import main
+import why
+from data import load
+
+
+def small_model(npz, **settings):
+    settings = main.Settings(depth=8, data=str(npz), **settings)
+    data = load(settings.data)
+    return main.build_model(settings, main.build_network(settings), data), data
+
+
+def test_the_gradients_are_those_that_training_uses(npz):
+    model, data = small_model(npz)
+    before = [v.numpy() for v in model.weights]
+    seen = why.kernel_gradients(model, data.x_train, data.y_train)
+    for variable, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    assert len(seen) == 7 and next(iter(seen)) == "stem_conv"
+    model.train_on_batch(data.x_train, data.y_train)
+    for variable in model.trainable_variables:  # of which Adam's momentum has a tenth
+        index = model.optimizer._get_variable_index(variable)
+        name = variable.path.split("/")[-2]
+        if name in seen and variable.path.endswith("kernel"):
+            momentum = model.optimizer._momentums[index].numpy()
+            assert seen[name] == pytest.approx(10 * abs(momentum).mean(), rel=1e-2)
+
+
+def test_the_histogram_is_of_all_inputs(npz):
+    model, data = small_model(npz)
+    shares = why.input_histogram(model, data.x_train[:16])
+    assert sum(shares) == pytest.approx(1)
+    network = model.layers[-1]
+    layers = [layer for layer in network.layers if "_act" in layer.name]
+    inputs = keras.Model(network.input, [layer.input for layer in layers])
+    values = inputs.predict(model.layers[0](data.x_train[:16]), verbose=0)
+    below = sum((x < 0).sum() for x in values) / sum(x.size for x in values)
+    assert sum(shares[: len(shares) // 2]) == pytest.approx(below, abs=1e-6)
+
+
+def test_dropout_is_added_after_each_activation(npz):
+    network = main.build_network(main.Settings(depth=8, activation="relu"))
+    copy = why.with_dropout(network)
+    dropouts = [x for x in copy.layers if isinstance(x, keras.layers.Dropout)]
+    assert len(dropouts) == 7 and {x.rate for x in dropouts} == {0.2}
+    assert copy.count_params() == network.count_params()
+
+
+def test_the_study_trains_what_it_lacks(npz, tmp_path, monkeypatch, capsys):
+    small = {name: {**why.NETWORKS[name], "depth": 8} for name in list(why.NETWORKS)[:3:2]}
+    monkeypatch.setattr(why, "NETWORKS", small)
+    why.study(str(npz), 1, tmp_path / "why.json")
+    found = json.loads((tmp_path / "why.json").read_text())
+    assert list(found["networks"]) == list(small)
+    for network in found["networks"].values():
+        assert len(network["loss"]) == len(network["gradients"]) == 1
+    monkeypatch.setattr(why, "train", None)  # nothing is left to train
+    why.study(str(npz), 1, tmp_path / "why.json")
+    assert json.loads((tmp_path / "why.json").read_text()) == found
