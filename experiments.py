@@ -144,18 +144,10 @@ def read_results(path=RESULTS):
 
 def add_result(result, path=RESULTS):
     """Adds a line to the results."""
-    from runs import replace_file
-
-    lines = [*read_results(path), result]
-
-    def write(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(lines)
+    from runs import write_csv
 
     path.parent.mkdir(exist_ok=True)
-    replace_file(path, write)
+    write_csv(path, COLUMNS, [*read_results(path), result])
 
 
 def train(runs, at_once, results=RESULTS):

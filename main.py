@@ -454,9 +454,9 @@ def main(arguments=None):
     settings, evaluated = parse(arguments)
     try:
         if evaluated:
+            prepare_environment()
             from evaluate import evaluate
 
-            prepare_environment()
             evaluate(*evaluated)
             return
         prepared = prepare(settings)

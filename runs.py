@@ -47,12 +47,12 @@ def write_config(directory, config):
     replace_file(directory / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def write_history(path, rows):
-    """Writes history.csv, a row per epoch."""
+def write_csv(path, columns, rows):
+    """Writes a CSV file with a header; each row is a dictionary by column."""
 
     def write(temporary):
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
 
@@ -146,7 +146,7 @@ class Checkpoints:
 
         epoch = rows[-1]["epoch"]
         replace_file(self.path(epoch), write)
-        needed = {self.path(epoch)}
+        needed = set()
         for history in filter(None, (rows, rows[:-1])):
             needed |= {self.path(history[-1]["epoch"]), self.path(best_of(history)["epoch"])}
         for path in set(self.folder.glob("*.keras")) - needed:
@@ -195,7 +195,7 @@ class RunFiles(keras.callbacks.Callback):
         for row in self.rows:
             self._log(row)
         if self.rows:  # the run may have been stopped between its files
-            write_history(self.directory / "history.csv", self.rows)
+            write_csv(self.directory / "history.csv", COLUMNS, self.rows)
             self._copy_checkpoint(best_of(self.rows), "best.keras")
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -221,7 +221,7 @@ class RunFiles(keras.callbacks.Callback):
         row = {"epoch": epoch + 1} | {name: float(f"{logs[name]:.6g}") for name in COLUMNS[1:]}
         self.rows.append(row)
         self.checkpoints.save(self.model, self.rows)
-        write_history(self.directory / "history.csv", self.rows)
+        write_csv(self.directory / "history.csv", COLUMNS, self.rows)
         if row is best_of(self.rows):
             self._copy_checkpoint(row, "best.keras")
         self._log(row)

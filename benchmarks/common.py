@@ -128,13 +128,7 @@ def report(figures, rounds, others=()):
     replaced = {key(row) for row in rows}
     kept = [row for row in read_results() if key(row) not in replaced]
 
-    def write(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(sorted(kept + rows, key=lambda row: row["benchmark"]))
-
-    runs.replace_file(RESULTS, write)
+    runs.write_csv(RESULTS, COLUMNS, sorted(kept + rows, key=lambda row: row["benchmark"]))
 
 
 def read_results():

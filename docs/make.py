@@ -133,34 +133,31 @@ def results_table():
 
 def study_table():
     """A line for each row of experiments.py: its longest runs, and their difference to relu."""
-    lines = []
+    results, lines = experiments.read_results(), []
     for row in experiments.ROWS:
         earlier = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
-        epochs = max(
-            (int(x["epochs"]) for x in experiments.read_results() if x["row"] == row), default=0
-        )
+        epochs = max((int(x["epochs"]) for x in results if x["row"] == row), default=0)
         if not epochs:
             lines.append((row, earlier, "not run yet", *[""] * 5))
             continue
-        found = runs_of(row, epochs)
+        found = runs_of(row, epochs, results)
         test, best, train = (
             [float(line[column]) for line in found.values()]
             for column in ("test_accuracy", "best_test_accuracy", "train_accuracy")
         )
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         plain = experiments.plain_row(row)
-        versus = "" if plain == row else difference(found, runs_of(plain, epochs))
+        versus = "" if plain == row else difference(found, runs_of(plain, epochs, results))
         measured = (f"{np.mean(test):.4f}{spread}", versus, f"{np.mean(train):.4f}")
         lines.append((row, earlier, *measured, f"{np.mean(best):.4f}", len(test), epochs))
     header = ("row", "2018 report", "test", "− relu", "training", "best test", "runs", "epochs")
     return table(header, lines)
 
 
-def runs_of(row, epochs):
+def runs_of(row, epochs, results):
     """{seed: line of the results} of the runs of a row with that many epochs."""
     wanted = (row, str(epochs))
-    lines = experiments.read_results()
-    return {x["seed"]: x for x in lines if (x["row"], x["epochs"]) == wanted}
+    return {x["seed"]: x for x in results if (x["row"], x["epochs"]) == wanted}
 
 
 def difference(runs_of_row, runs_of_plain):
@@ -210,20 +207,25 @@ def benchmarks_table():
     return f"{made}\n\nMeasured on {'; on '.join(where)}."
 
 
-def first_step_table():
-    by_depth = {}
+def first_steps():
+    """{network: {quantity: value}} of what benchmarks/first_step.py has measured."""
+    by_network = {}
     for row in benchmarks():
         if row["benchmark"] == "first_step":
-            network, what = row["figure"].split(", ")
-            by_depth.setdefault(network, {})[what] = row["value"]
-    quantities = list(next(iter(by_depth.values())))
-    lines = [(network, *values.values()) for network, values in by_depth.items()]
-    return table(("network, batch 8", *quantities), lines), by_depth
+            network, quantity = row["figure"].split(", ")
+            by_network.setdefault(network, {})[quantity] = row["value"]
+    return by_network
+
+
+def first_step_table():
+    measured = first_steps()
+    lines = [(network, *values.values()) for network, values in measured.items()]
+    return table(("network, batch 8", *next(iter(measured.values()))), lines)
 
 
 def plot_first_step(path):
     """Draws the time to the first step, and of a step, against the depth."""
-    by_depth = first_step_table()[1]
+    by_depth = first_steps()
     depths = [int(network.split()[0].removeprefix("ResNet-")) for network in by_depth]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     quantities = list(next(iter(by_depth.values())))
@@ -265,7 +267,7 @@ def readme(text):
         "results": results_table,
         "study": study_table,
         "benchmarks": benchmarks_table,
-        "first step": lambda: first_step_table()[0],
+        "first step": first_step_table,
     }
     for name, make in tables.items():
         begin, end = f"<!-- {name}: made by docs/make.py -->\n", f"<!-- end of {name} -->"
