@@ -10,9 +10,12 @@ Use `GAAF_relu` and `GAAF_tanh` as functions, or a `GAAF` object where other par
 defaults are wanted and the model is to be saved:
 
     keras.layers.Dense(64, activation=gaaf.GAAF("relu", shift=0.5, slope=5))
+
+`to_gaaf` puts GAAF in the place of a model's relu and tanh, and `to_plain` takes it out again.
 """
 
 import functools
+import inspect
 import math
 import numbers
 import platform
@@ -22,11 +25,16 @@ from keras import ops
 
 WAVES = ("floor", "round", None)
 SHAPES = ("sigmoid", "gaussian", None)
-# What shape "auto" stands for.
-_SHAPE_OF = {keras.activations.relu: "sigmoid", keras.activations.tanh: "gaussian"}
+# What shape "auto" stands for. These are also the activations that `to_gaaf` replaces.
+_SHAPE_OF = {
+    keras.activations.relu: "sigmoid",
+    keras.activations.relu6: "sigmoid",
+    keras.activations.tanh: "gaussian",
+}
 # φ′ of each φ that GAAF computes in one go with g and s. To any other φ it adds that of φ = 0.
 _PHI_SLOPE = {
     keras.activations.relu: lambda x: ops.cast(x > 0, x.dtype),
+    keras.activations.relu6: lambda x: ops.cast((x > 0) & (x < 6), x.dtype),
     keras.activations.tanh: lambda x: 1 - ops.square(ops.tanh(x)),
     ops.zeros_like: ops.zeros_like,
 }
@@ -160,7 +168,8 @@ class GAAF(keras.Operation):
             whose slope alternates. None: the limit K → ∞, values exactly φ(x), gradient φ′ + s.
         shape: s. "sigmoid": sigmoid(slope·(x + shift)). "gaussian": exp(−x²/3). None: 1
             everywhere. A callable: s(x) of a float32 or float64 tensor. Default "auto": "sigmoid"
-            for φ = relu and "gaussian" for tanh; any other φ needs one of the former.
+            for φ = relu, relu6 and a `keras.layers.ReLU`, "gaussian" for tanh; any other φ needs
+            one of the former.
         strength: Factor of s. Finite float, default 1.0; 0 leaves φ. It may be changed later, as an
             attribute of that name, and holds in functions that are traced from then on.
         name: Name of the operation in a functional model.
@@ -204,8 +213,9 @@ class GAAF(keras.Operation):
         _require("wave", wave in WAVES, "'floor', 'round' or None", wave)
         self.wave = wave
         if shape == "auto":
-            shape = _SHAPE_OF.get(self.activation, "auto")
-        allowed = "'sigmoid', 'gaussian', None, a callable, or 'auto' for 'relu' and 'tanh' alone"
+            relu = isinstance(self.activation, keras.layers.ReLU)
+            shape = "sigmoid" if relu else _SHAPE_OF.get(self.activation, "auto")
+        allowed = "'sigmoid', 'gaussian', None, a callable, or 'auto' for relu, relu6 and tanh"
         _require("shape", callable(shape) or shape in SHAPES, allowed, shape)
         self.shape = shape
         self.strength = _number("strength", strength)
@@ -329,3 +339,256 @@ def get(identifier):
             "activation: allowed is 'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, "
             f"a callable or a serialised activation; received {identifier!r}"
         ) from error
+
+
+def to_gaaf(model, **parameters):
+    """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
+
+    These are replaced wherever the model's config names them, in models and wrappers inside it
+    too: as an `activation=` argument, `recurrent_activation=` and the like; as a `ReLU` layer; and
+    as `keras.ops.relu`, `keras.activations.relu` and so on, applied in a functional model. Other
+    activations, and GAAF that is there already, stay as they are.
+
+    Args:
+        model: `keras.Model`: functional, Sequential, or a subclass with a `get_config`.
+        **parameters: shift, slope, frequency, wave, shape, strength, as `GAAF` takes them.
+
+    Returns:
+        The copy, with the same names and weights, not compiled; and the number of activations
+        that were replaced in it.
+
+    Raises:
+        TypeError: if `model` is not a `keras.Model`.
+        ValueError: if a parameter is wrong, if Keras cannot rebuild the model from its config, or
+            if the model has a relu or tanh that its config does not name, such as one in the code
+            of a subclass. It is never left in silence.
+
+    Example:
+
+    >>> model, replaced = to_gaaf(keras.applications.VGG16(weights=None), shift=0.5, slope=5)
+    """
+    replaced = 0
+
+    def accelerated(phi):
+        nonlocal replaced
+        replaced += 1
+        return keras.saving.serialize_keras_object(GAAF(phi, **parameters))
+
+    def change(key, config):
+        if _is_gaaf(config):
+            return config
+        if key.endswith("activation") and (phi := _named(config)) in _SHAPE_OF:
+            return accelerated(phi)
+        if (phi := _applied(config)) is None:
+            return None
+        if config["module"] == "keras.layers":
+            kept = {name: config["config"][name] for name in ("name", "trainable", "dtype")}
+            kept["activation"] = accelerated(phi)
+            return config | {"class_name": "Activation", "config": kept}
+        new = accelerated(phi)
+        return config | new | {"config": new["config"] | {"name": config["config"]["name"]}}
+
+    GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
+    return _rebuilt(model, change, "relu and tanh", {"relu", "relu6", "ReLU", "tanh"}), replaced
+
+
+def to_plain(model):
+    """Returns a copy of a model with the plain φ in the place of each GAAF, for deployment.
+
+    What it computes differs by 0.5/frequency at most, for each activation. No object of this
+    module is left in it: it can be saved, loaded and exported without.
+
+    Args:
+        model: `keras.Model`, as for `to_gaaf`.
+
+    Returns:
+        The copy, with the same names and weights, not compiled; and the number of activations
+        that were replaced in it.
+
+    Raises:
+        TypeError, ValueError: as `to_gaaf` does.
+
+    Example:
+
+    >>> plain, replaced = to_plain(keras.saving.load_model("final.keras"))
+    >>> plain.export("model.onnx", format="onnx")
+    """
+    replaced = 0
+
+    def change(key, config):
+        nonlocal replaced
+        function = _named(config)
+        if not _is_gaaf(config) and function not in (GAAF_relu, GAAF_tanh):
+            return None
+        replaced += 1
+        if function is not None:
+            return function.__name__.removeprefix("GAAF_")
+        phi = config["config"]["activation"]
+        while _is_gaaf(phi):
+            phi = phi["config"]["activation"]
+        if "inbound_nodes" not in config:
+            return phi
+        # Applied in a functional model; the layer is to compute in the dtype of what it gets.
+        dtype = config["inbound_nodes"][0]["args"][0]["config"]["dtype"]
+        layer = keras.layers.Activation(phi, name=config["config"]["name"], dtype=dtype)
+        return config | keras.saving.serialize_keras_object(layer)
+
+    return _rebuilt(model, change, "GAAF", {"GAAF", "GAAF_relu", "GAAF_tanh"}), replaced
+
+
+def _is_gaaf(config):
+    return isinstance(config, dict) and config.get("registered_name") == "gaaf>GAAF"
+
+
+def _named(config):
+    """The activation function that a value in a config names, or None."""
+    function = isinstance(config, dict) and config.get("class_name") == "function"
+    if not function and not isinstance(config, str):
+        return None
+    try:
+        return keras.activations.get(config)
+    except (ValueError, TypeError):
+        return None
+
+
+def _applied(config):
+    """The relu or tanh that a serialised layer or operation of Keras is, or None."""
+    if not isinstance(config, dict) or not str(config.get("module")).startswith("keras."):
+        return None
+    name, arguments = config.get("class_name"), config.get("config")
+    if name == "ReLU":
+        arguments = tuple(arguments[key] for key in ("max_value", "negative_slope", "threshold"))
+        plain = {(None, 0, 0): keras.activations.relu, (6, 0, 0): keras.activations.relu6}
+        return plain.get(arguments) or keras.layers.ReLU(*arguments)
+    return {
+        "Relu": keras.activations.relu,
+        "Relu6": keras.activations.relu6,
+        "Tanh": keras.activations.tanh,
+    }.get(name)
+
+
+def _rebuilt(model, change, what, names):
+    """A copy of a model, built from its config after `change(key, value)` of each value in it.
+
+    A value for which that returns None is gone into. Raises ValueError if something of one of the
+    names, which `what` sums up, is where the config does not show it.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"model: allowed is a keras.Model; received {type(model).__name__}")
+
+    def changed(config, key=""):
+        new = change(key, config)
+        if new is not None:
+            return new
+        if isinstance(config, dict):
+            return {k: changed(v, str(k)) for k, v in config.items() if k != "compile_config"}
+        if isinstance(config, list | tuple):
+            return type(config)(changed(v, key) for v in config)
+        return config
+
+    _require_none(what, _in_code(model, names))
+    not_rebuilt = "model: allowed is one that Keras can rebuild from its config; received "
+    try:
+        config = changed(keras.saving.serialize_keras_object(model))
+        copy = keras.saving.deserialize_keras_object(config, _own(model), safe_mode=False)
+    except Exception as error:  # whatever the code of layers that are not Keras' own raises
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(
+            f"{not_rebuilt}'{model.name}' ({type(model).__name__}): {reason}"
+        ) from error
+    _require_none(what, _in_attributes(copy, names))
+    if [x.shape for x in copy.weights] != [x.shape for x in model.weights]:
+        raise ValueError(
+            f"{not_rebuilt}'{model.name}', whose copy has {len(copy.weights)} weights, not "
+            f"{len(model.weights)}, as when two models inside it share a layer"
+        )
+    for new, old in zip(copy.weights, model.weights, strict=True):
+        new.assign(ops.copy(old))  # not shared: training on JAX deletes what it was given
+    return copy
+
+
+def _require_none(what, found):
+    if found:
+        raise ValueError(
+            f"model: allowed is {what} where its config names it; received {'; '.join(found)}"
+        )
+
+
+def _layers(model):
+    """The model and all layers and operations in it, at any depth."""
+    layers = model._flatten_layers(include_self=True, recursive=True)
+    operations = [x for layer in layers for x in getattr(layer, "operations", [])]
+    return layers + [x for x in operations if not isinstance(x, keras.Layer)]
+
+
+def _own(model):
+    """The classes and functions in a model that Keras does not know, by name."""
+    layers = _layers(model)
+    functions = [x for layer in layers for _, x in _callables(layer) if inspect.isfunction(x)]
+    return {x.__name__: x for x in [*map(type, layers), *functions] if not _of_a_library(x)}
+
+
+def _in_attributes(model, names):
+    """Which layers of a model are, or have as an attribute, something of one of these names."""
+
+    def one(x):
+        return any(y.__name__ in names for y in ([x] if hasattr(x, "__name__") else type(x).mro()))
+
+    found = []
+    for layer in _layers(model):
+        attributes = [] if isinstance(layer, GAAF) else _callables(layer)
+        at = [""] * one(layer) + [f", its {name}" for name, value in attributes if one(value)]
+        found += [f"{layer.name} ({type(layer).__name__}){place}" for place in at]
+    return found
+
+
+def _in_code(model, names):
+    """Which layers of a model use one of these names in their code."""
+    return [
+        f"{layer.name} ({type(layer).__name__}), {word} in its code"
+        for layer in _layers(model)
+        for word in sorted(_words_in_code(layer) & names)
+    ]
+
+
+def _callables(layer):
+    """The names and values of its attributes that can be called, but for layers, also in lists."""
+    for name, value in vars(layer).items():
+        values = list(value.values()) if isinstance(value, dict) else value
+        for one in values if isinstance(values, list | tuple) else [values]:
+            if callable(one) and not isinstance(one, keras.Layer):
+                yield name, one
+
+
+def _words_in_code(layer):
+    """The names and strings in the code that computes a layer: its `call`, and what that calls.
+
+    Of Keras' own layers, where relu may be an implementation's detail, those with a tanh are known.
+    """
+    if _of_a_library(type(layer)) and not isinstance(layer, keras.layers.Lambda):
+        attention = isinstance(layer, keras.layers.AdditiveAttention)
+        scores = getattr(layer, "score_mode", None) == "concat"
+        capped = getattr(layer, "logit_soft_cap", None)
+        return {"tanh"} if attention or scores or capped else set()
+    todo = [type(layer).call]
+    todo += [value for name, value in _callables(layer) if not name.endswith("activation")]
+    words, seen = set(), set()
+    while todo:
+        function = inspect.unwrap(todo.pop())
+        if not inspect.isfunction(function) or function in seen or _of_a_library(function):
+            continue
+        seen.add(function)
+        codes = [function.__code__]
+        for code in codes:  # grows by the functions and comprehensions inside
+            codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
+            words.update(text for text in code.co_consts if isinstance(text, str))
+            words.update(name for name in code.co_names if not hasattr(layer, name))
+            todo += [getattr(type(layer), name, None) for name in code.co_names]
+            todo += [function.__globals__.get(name) for name in code.co_names]
+        todo += inspect.getclosurevars(function).nonlocals.values()
+    return words
+
+
+def _of_a_library(x):
+    libraries = ("builtins", "gaaf", "keras", "tensorflow", "jax", "torch", "numpy")
+    return (x.__module__ or "").partition(".")[0] in libraries
