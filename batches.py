@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 
 
-def batches(images, labels, batch_size, augmentation, seed, first_epoch=0):
+def batches(
+    images, labels, batch_size, augmentation, seed, first_epoch=0, devices=1, process=(0, 1)
+):
     """Yields the batches (images, labels) of one epoch after the other, without end.
 
     Order and augmentation of an epoch follow from (seed, epoch) alone. One iterator for the whole
@@ -19,13 +21,28 @@ def batches(images, labels, batch_size, augmentation, seed, first_epoch=0):
             each by up to 10 % of its size in either direction, repeating the pixels of its edge.
         seed: Non-negative integer.
         first_epoch: The epoch to begin with, counted from 0. Default 0.
+        devices: How many are to share each batch, as `images_of_an_epoch` says. Default 1.
+        process: (i, n): only the i-th of n parts of each batch is handed out. Default (0, 1).
     """
+    part, parts = process
+    n = images_of_an_epoch(len(images), batch_size, devices)
     for epoch in itertools.count(first_epoch):
         rng = np.random.default_rng((seed, epoch))
         order = rng.permutation(len(images))
-        for start in range(0, len(images), batch_size):
-            batch = order[start : start + batch_size]
-            yield augment(images[batch], rng) if augmentation else images[batch], labels[batch]
+        for start in range(0, n, batch_size):
+            batch = order[start : min(start + batch_size, n)]
+            x = augment(images[batch], rng) if augmentation else images[batch]
+            ours = slice(len(x) * part // parts, len(x) * (part + 1) // parts)
+            yield x[ours], labels[batch][ours]
+
+
+def images_of_an_epoch(n, batch_size, devices):
+    """How many of n images an epoch uses.
+
+    From its last batch it leaves out as many as the devices cannot share evenly: other ones each
+    time, and none where there is one device.
+    """
+    return n - n % batch_size % devices
 
 
 def augment(images, rng):

@@ -6,7 +6,7 @@ CONVOLUTIONS = {"basic": 2, "bottleneck": 3}  # in one residual block of that ki
 BLOCKS = {1: ("basic", "bottleneck"), 2: ("bottleneck",)}  # of each version, the preferred first
 
 
-def block_and_count(depth, block, default):
+def block_and_count(depth: int, block: str | None, default: tuple[str, ...]) -> tuple[str, int]:
     """Returns the kind of block and how many of them a stage has, depth = 3·n·convolutions + 2.
 
     Of the kinds in `default`, the first that fits the depth is taken where `block` is None.

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import keras
 
+import devices
+
 # From this number of layers on, optimising TensorFlow's graph costs more than it brings.
 DEEP = 500
 
@@ -18,25 +20,19 @@ class Way(NamedTuple):
     words: str
 
 
-def device():
-    """Names the kind of device that Keras computes on: CPU, GPU or TPU."""
-    if keras.backend.backend() == "torch":  # whose devices Keras does not list
-        import torch
-
-        return "GPU" if torch.cuda.is_available() else "CPU"
-    return keras.distribution.list_devices()[0].split(":")[0].upper()
-
-
 def way():
     """Returns the `Way` for this backend and device."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow" and device() == "CPU":
+    backend, device, shared = keras.backend.backend(), devices.kind(), devices.count() > 1
+    if backend == "tensorflow" and shared:
+        # What the replicas exchange in the middle of a step does not compile.
+        return Way(False, False, "XLA for the activations alone; prefetch")
+    if backend == "tensorflow" and device == "CPU":
         # XLA for the whole step, Keras' default, halves the speed: its convolutions.
         return Way(False, False, "XLA for the activations alone; fused operations; prefetch")
     if backend == "tensorflow":
         return Way("auto", False, "XLA; prefetch")
-    on_device = device() != "CPU"
-    images = f"images kept on the {device()}" if on_device else "images handed over by batch"
+    on_device = device != "CPU" and not shared
+    images = f"images kept on the {device}" if on_device else "images handed over by batch"
     return Way("auto", on_device, f"{'XLA' if backend == 'jax' else 'no compiler'}; {images}")
 
 
@@ -44,10 +40,16 @@ def bfloat16_wins():
     """Whether this is TensorFlow on a CPU that computes with bfloat16 (as far as Linux tells)."""
     cpuinfo = Path("/proc/cpuinfo")
     return (
-        (keras.backend.backend(), device()) == ("tensorflow", "CPU")
+        _replaces_operations()
         and cpuinfo.exists()
         and not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo.read_text().split())
     )
+
+
+def _replaces_operations():
+    """Whether this is TensorFlow on one CPU."""
+    alone = devices.kind() == "CPU" and devices.count() == 1
+    return alone and keras.backend.backend() == "tensorflow"
 
 
 def accelerate(model, network):
@@ -68,10 +70,14 @@ def accelerate(model, network):
     classes = model.output_shape[-1]
     model.compute_metrics(None, tf.zeros([1]), tf.fill([1, classes], 1 / classes))
     model.reset_metrics()
-    if device() != "CPU":  # where XLA compiles the whole step
+    normalizations = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
+    if devices.count() > 1:
+        for layer in normalizations:
+            layer._moments = MethodType(_moments_of_all_devices, layer)
+    if not _replaces_operations():  # XLA compiles the whole step
         return
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center:
+    for layer in normalizations:
+        if layer.scale and layer.center:
             layer.call = MethodType(_batch_normalization, layer)
     _add_up_l2(network.trainable_variables)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of mixed_float16
@@ -102,14 +108,21 @@ def _train_function(model):
 
 def retrace(model):
     """Has an accelerated model's functions traced anew: what its activations do has changed."""
-    own = keras.backend.backend() == "tensorflow" and device() == "CPU"
-    model.train_function = _train_function(model) if own else None
+    model.train_function = _train_function(model) if _replaces_operations() else None
     model.test_function = None
     if keras.backend.backend() == "jax":
         import jax
 
         jax.clear_caches()  # it would take the same method of the same model for the same function
     model.make_train_function()
+
+
+def _moments_of_all_devices(layer, inputs, mask):
+    """Mean and variance over the whole batch, as JAX takes them, not of one device's part.
+
+    It is what `synchronized=True` does; that would be saved, and other backends refuse it.
+    """
+    return keras.ops.moments(inputs, layer._reduction_axes, synchronized=True)
 
 
 def _batch_normalization(layer, inputs, training=None, mask=None):

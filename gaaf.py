@@ -19,9 +19,16 @@ import inspect
 import math
 import numbers
 import platform
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 from keras import ops
+
+Tensor = Any  # a tensor of the backend, an array, or a symbolic Keras tensor
+Function = Callable[[Tensor], Tensor]
+Wave = Literal["floor", "round"] | None
+Shape = Literal["auto", "sigmoid", "gaussian"] | Function | None
 
 WAVES = ("floor", "round", None)
 SHAPES = ("sigmoid", "gaussian", None)
@@ -69,15 +76,15 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength):
     """
     bound = 3e38 / max(frequency, 1)  # keeps K·x finite: inf − inf would be NaN
 
-    def value(x):
+    # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
+    def value(x, floor=lambda periods: periods // 1):
         wide = _wide(x)
         at = ops.clip(wide, -bound, bound)
         periods = frequency * at
-        floor = wave == "floor"
-        # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
-        height = periods - periods // 1 if floor else ops.abs(periods - ops.round(periods))
+        sawtooth = wave == "floor"
+        height = periods - floor(periods) if sawtooth else ops.abs(periods - ops.round(periods))
         # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
-        g = (ops.clip(height, 0, 1 if floor else 0.5) - 0.5) / frequency
+        g = (ops.clip(height, 0, 1 if sawtooth else 0.5) - 0.5) / frequency
         s = strength * _s(at, shape, shift, slope)
         return ops.cast(phi(wide) + g * s, x.dtype)
 
@@ -92,10 +99,11 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength):
     def limit(x):
         return ops.cast(phi(x), x.dtype)  # Keras' tanh of float64 is of float32 on JAX
 
+    portable = functools.partial(value, floor=ops.floor)  # which each format has
     if not callable(shape):  # what is in a shape of the user's own may not compile
         value, gradient = _compiled(value), _compiled(gradient)
     if wave is None:
-        value = limit
+        value = portable = limit
 
     # Left to itself, differentiation would add g·s′, noise of size 0.5/K. As the gradient given
     # here is itself made of differentiable operations, second derivatives exist.
@@ -108,7 +116,9 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength):
 
         return value(x), backward
 
-    return accelerated if callable(shape) else _flat(accelerated)
+    if not callable(shape):
+        accelerated = _flat(accelerated)
+    return lambda x: portable(x) if _is_being_exported() else accelerated(x)
 
 
 # Layers, and loaded ones too, share what was compiled for one set of parameters.
@@ -148,6 +158,17 @@ def _flat(function):
         return y
 
     return of_any_shape
+
+
+def _is_being_exported():
+    """Whether this is called by `Model.export`, of which Keras tells nobody.
+
+    ONNX knows neither functions compiled by XLA nor gradients; an exported model needs none.
+    """
+    frame = inspect.currentframe()
+    while frame and not frame.f_globals.get("__name__", "").startswith("keras.src.export."):
+        frame = frame.f_back
+    return frame is not None
 
 
 @keras.saving.register_keras_serializable("gaaf")
@@ -196,15 +217,15 @@ class GAAF(keras.Operation):
 
     def __init__(
         self,
-        activation,
-        shift=-1.0,
-        slope=1.0,
-        frequency=10_000,
-        wave="floor",
-        shape="auto",
-        strength=1.0,
-        name=None,
-    ):
+        activation: str | dict | Function,
+        shift: float = -1.0,
+        slope: float = 1.0,
+        frequency: float = 10_000,
+        wave: Wave = "floor",
+        shape: Shape = "auto",
+        strength: float = 1.0,
+        name: str | None = None,
+    ) -> None:
         super().__init__(name=name)
         self.activation = get(activation)
         self.shift = _number("shift", shift)
@@ -220,7 +241,7 @@ class GAAF(keras.Operation):
         self.shape = shape
         self.strength = _number("strength", strength)
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):
             x = ops.convert_to_tensor(x)
         dtype = keras.backend.standardize_dtype(x.dtype)
@@ -262,7 +283,14 @@ class GAAF(keras.Operation):
 
 
 @keras.saving.register_keras_serializable("gaaf")
-def GAAF_relu(x, shift=-1.0, slope=1.0, frequency=10_000, wave="floor", shape="sigmoid"):
+def GAAF_relu(
+    x: Tensor,
+    shift: float = -1.0,
+    slope: float = 1.0,
+    frequency: float = 10_000,
+    wave: Wave = "floor",
+    shape: Shape = "sigmoid",
+) -> Tensor:
     """Gradient-accelerated ReLU, max(x, 0) + g(x)·sigmoid(slope·(x + shift)).
 
     Its gradient is (x > 0) + sigmoid(slope·(x + shift)). Given as `activation=`, this function has
@@ -291,7 +319,9 @@ def GAAF_relu(x, shift=-1.0, slope=1.0, frequency=10_000, wave="floor", shape="s
 
 
 @keras.saving.register_keras_serializable("gaaf")
-def GAAF_tanh(x, frequency=10_000, wave="floor", shape="gaussian"):
+def GAAF_tanh(
+    x: Tensor, frequency: float = 10_000, wave: Wave = "floor", shape: Shape = "gaussian"
+) -> Tensor:
     """Gradient-accelerated tanh, tanh(x) + g(x)·exp(−x²/3).
 
     Its gradient is 1 − tanh²(x) + exp(−x²/3). `GAAF("tanh", …)` is the form for `activation=` with
@@ -316,7 +346,7 @@ def GAAF_tanh(x, frequency=10_000, wave="floor", shape="gaussian"):
     return GAAF("tanh", frequency=frequency, wave=wave, shape=shape)(x)
 
 
-def get(identifier):
+def get(identifier: str | dict | Function | None) -> Function:
     """Returns the activation that an identifier names, as a callable.
 
     Args:
@@ -341,7 +371,7 @@ def get(identifier):
         ) from error
 
 
-def to_gaaf(model, **parameters):
+def to_gaaf(model: keras.Model, **parameters: Any) -> tuple[keras.Model, int]:
     """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
 
     These are replaced wherever the model's config names them, in models and wrappers inside it
@@ -392,7 +422,7 @@ def to_gaaf(model, **parameters):
     return _rebuilt(model, change, "relu and tanh", {"relu", "relu6", "ReLU", "tanh"}), replaced
 
 
-def to_plain(model):
+def to_plain(model: keras.Model) -> tuple[keras.Model, int]:
     """Returns a copy of a model with the plain φ in the place of each GAAF, for deployment.
 
     What it computes differs by 0.5/frequency at most, for each activation. No object of this

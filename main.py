@@ -6,6 +6,7 @@ Edit the settings below and run `python main.py`, or give any of them as a flag.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -15,12 +16,15 @@ import platform
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data import require_source
 from depths import BLOCKS, block_and_count
 
 # Keras, and with it TensorFlow, is imported where it is needed: --help and a wrong flag get their
 # answer without that wait.
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Settings:
     overwrite: bool = False  # replace the run in that directory, instead of going on with it
 
 
-def train(settings=Settings()):
+def train(settings: Settings = Settings()) -> "keras.callbacks.History":
     """Trains as the settings say, and writes the results to the output directory.
 
     A run with these settings that has been stopped goes on after its last whole epoch.
@@ -81,18 +85,28 @@ def prepare(settings):
     prepare_environment()
     import keras
 
+    import devices
     from data import load
 
+    devices.join()
+    devices.require_divisible(settings.batch_size)
     keras.utils.set_random_seed(settings.seed)
     print(f"Building ResNet-{settings.depth} v{settings.version} …", flush=True)
-    network = build_network(settings)
+    with devices.parallel():
+        network = build_network(settings)
     data = load(settings.data)
     if len(data.x_train) < settings.batch_size:
         raise ValueError(
             f"data: allowed is at least one batch of {settings.batch_size} training images; "
             f"received {len(data.x_train)}"
         )
-    model = build_model(settings, network, data)
+    if devices.process()[1] > 1 and len(data.x_test) % devices.count():
+        raise ValueError(
+            f"data: allowed for several processes is a number of test images that {devices.count()}"
+            f" devices can share evenly; received {len(data.x_test)}"
+        )
+    with devices.parallel():
+        model = build_model(settings, network, data)
     try:
         directory_of(settings).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -273,12 +287,14 @@ def strength_at(epoch, settings):
 
 def fit(settings, model, data):
     """Trains a compiled model, from its last checkpoint on, keeps the run's files, and reports."""
-    import keras
 
+    import devices
     import runs
 
+    if devices.process()[0] > 0:
+        return fit_with_the_first_process(settings, model, data)
     directory = directory_of(settings)
-    with runs.locked(directory), runs.StopOnSignal() as signals:
+    with runs.locked(directory), runs.StopOnSignal() as signals, devices.parallel():
         if settings.overwrite:
             runs.remove_run(directory)
         config = describe(settings, model, data)
@@ -288,15 +304,10 @@ def fit(settings, model, data):
             print(f"Going on after epoch {len(rows)} of {settings.epochs}", flush=True)
         runs.write_config(directory, config)
         history = model.fit(
-            **training_batches(settings, data, first_epoch=len(rows)),
-            initial_epoch=len(rows),
-            epochs=settings.epochs,
-            validation_data=(data.x_test, data.y_test),
-            validation_batch_size=settings.batch_size,
+            **what_to_fit(settings, data, epoch=len(rows)),
             callbacks=[
-                keras.callbacks.LearningRateScheduler(lambda e: learning_rate_at(e, settings)),
+                *schedules(settings),
                 signals,
-                *([fader(settings)] if settings.fade else []),
                 runs.StopOnNotFinite(),
                 runs.RunFiles(directory, settings.activation, rows),
             ],
@@ -309,6 +320,44 @@ def fit(settings, model, data):
         f"Written to {directory}: {', '.join(runs.written(directory))}"
     )
     return history
+
+
+def fit_with_the_first_process(settings, model, data):
+    """Trains along, in a process other than the first one, which alone writes files and reports."""
+    import devices
+    import runs
+
+    with devices.parallel():
+        directory = directory_of(settings)
+        rows = [] if settings.overwrite else runs.Checkpoints(directory).restore(model)
+        given = what_to_fit(settings, data, epoch=len(rows))
+        return model.fit(**given, callbacks=schedules(settings), verbose=0)
+
+
+def what_to_fit(settings, data, epoch):
+    """What `fit` is to train on from an epoch on, counted from 0, and to test on."""
+    import devices
+
+    process, processes = devices.process()
+    n = len(data.x_test) // processes
+    ours = slice(process * n, (process + 1) * n)
+    # A batch that the devices cannot share is given to all of them; so must all others be then.
+    uneven = len(data.x_test) % devices.count() > 0
+    return {
+        **training_batches(settings, data, epoch),
+        "initial_epoch": epoch,
+        "epochs": settings.epochs,
+        "validation_data": (data.x_test[ours], data.y_test[ours]),
+        "validation_batch_size": settings.batch_size // processes - uneven,
+    }
+
+
+def schedules(settings):
+    """The callbacks that change what is trained from epoch to epoch."""
+    import keras
+
+    rate = keras.callbacks.LearningRateScheduler(lambda epoch: learning_rate_at(epoch, settings))
+    return [rate, fader(settings)] if settings.fade else [rate]
 
 
 def fader(settings):
@@ -333,22 +382,28 @@ def training_batches(settings, data, first_epoch=0):
     """Returns what `fit` is to train on; the images lie on the device where that is faster."""
     import keras
 
+    import devices
     import fast
-    from batches import batches
+    from batches import batches, images_of_an_epoch
 
-    images = data.x_train
+    images, n = data.x_train, devices.count()
+    used = images_of_an_epoch(len(images), settings.batch_size, n)
     if fast.way().images_on_device:
         images = keras.ops.convert_to_tensor(images)
+    drawn = functools.partial(
+        batches,
+        images,
+        data.y_train,
+        settings.batch_size,
+        settings.data_augmentation,
+        settings.seed,
+        first_epoch,
+        n,
+        devices.process(),
+    )
     return {
-        "x": batches(
-            images,
-            data.y_train,
-            settings.batch_size,
-            settings.data_augmentation,
-            settings.seed,
-            first_epoch,
-        ),
-        "steps_per_epoch": -(-len(images) // settings.batch_size),
+        "x": devices.dataset(drawn, images, data.y_train) if n > 1 else drawn(),
+        "steps_per_epoch": -(-used // settings.batch_size),
         "shuffle": False,  # that is done
     }
 
@@ -357,6 +412,7 @@ def describe(settings, model, data):
     """Returns all that config.json says of a run."""
     import keras
 
+    import devices
     import fast
 
     network = model.layers[-1]
@@ -369,7 +425,8 @@ def describe(settings, model, data):
         "network": {"name": network.name, "parameters": network.count_params()},
         "activation": {"name": settings.activation} | parameters,
         "images": {"training": len(data.x_train), "test": len(data.x_test)},
-        "device": fast.device(),
+        "device": devices.kind(),
+        "devices": devices.count(),
         "way": fast.way().words,
         "versions": {
             "python": platform.python_version(),
@@ -389,6 +446,9 @@ def announce(config, directory):
     advice = ""
     if config["device"] == "CPU" and "tensorflow" in config["versions"]:
         advice = "; on a machine with an NVIDIA GPU: pip install 'tensorflow[and-cuda]'"
+    device = config["device"]
+    if config["devices"] > 1:
+        device = f"{config['devices']} × {device}, which share each batch"
     faster = fast.bfloat16_wins() and settings["precision"] == "float32"
     rows = {
         "network": "{name}, {parameters:,} parameters".format(**config["network"]),
@@ -400,7 +460,7 @@ def announce(config, directory):
         "training": "{epochs} epochs, batch size {batch_size}, Adam from {learning_rate:g}, "
         "{precision}, seed {seed}".format(**settings)
         + "; this CPU is faster with --precision mixed_bfloat16" * faster,
-        "device": config["device"] + advice,
+        "device": device + advice,
         "way": config["way"],
         "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         "results": str(directory),

@@ -1,6 +1,7 @@
 """ResNet v1 for CIFAR-10, activation after the addition; and the parts that it shares with v2."""
 
 import numbers
+from typing import Literal
 
 import keras
 from keras import layers
@@ -9,7 +10,13 @@ import gaaf
 from depths import BLOCKS, block_and_count
 
 
-def resnet_v1(input_shape, depth, num_classes=10, activation="relu", block=None):
+def resnet_v1(
+    input_shape: tuple[int, int, int],
+    depth: int,
+    num_classes: int = 10,
+    activation: str | dict | gaaf.Function = "relu",
+    block: Literal["basic", "bottleneck"] | None = None,
+) -> keras.Model:
     """Builds a ResNet v1, y = activation(x + F(x)), as a plain Keras functional model.
 
     Three stages of n blocks each; F is two 3×3 convolutions with 16, 32, 64 filters (basic), or

@@ -1,5 +1,8 @@
 """ResNet v2 for CIFAR-10, batch normalisation and activation before each convolution."""
 
+from typing import Literal
+
+import keras
 from keras import layers
 
 import gaaf
@@ -14,7 +17,13 @@ FILTERS = {
 }
 
 
-def resnet_v2(input_shape, depth, num_classes=10, activation="relu", block=None):
+def resnet_v2(
+    input_shape: tuple[int, int, int],
+    depth: int,
+    num_classes: int = 10,
+    activation: str | dict | gaaf.Function = "relu",
+    block: Literal["basic", "bottleneck"] | None = None,
+) -> keras.Model:
     """Builds a ResNet v2, y = x + F(x), as a plain Keras functional model.
 
     Three stages of n blocks each; F is 1×1, 3×3 and 1×1 convolutions (bottleneck) or two 3×3 ones

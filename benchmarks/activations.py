@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import (
     IMAGE_SHAPE,
-    fast,
+    devices,
     in_turn,
     keras,
     main,
@@ -59,7 +59,7 @@ def steps():
     copy = "reading and writing alone"
     models[copy] = main.build_model(main.Settings(precision=PRECISION), copy_network(), data)
     inference = in_turn({k: lambda m=m: m.predict_on_batch(x) for k, m in models.items()}, calls=8)
-    on_gpu = fast.device() != "CPU"
+    on_gpu = devices.kind() != "CPU"
     for what, seconds in (("training step", training), ("inference", inference)):
         for name in seconds:
             base = ROWS[name][1] if name in ROWS else "relu"
@@ -186,7 +186,7 @@ def peak():
 
 
 def gpu_memory():
-    if fast.device() == "CPU" or keras.backend.backend() != "jax":
+    if devices.kind() == "CPU" or keras.backend.backend() != "jax":
         return None
     import jax
 

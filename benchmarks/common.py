@@ -18,7 +18,7 @@ main.prepare_environment()
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-import fast  # noqa: E402
+import devices  # noqa: E402
 import runs  # noqa: E402
 from data import IMAGE_SHAPE, NUM_CLASSES, Data  # noqa: E402
 
@@ -73,7 +73,7 @@ def ratio(seconds, name, base):
 
 def machine():
     """The device in words: the CPU with its cores, or the kind of accelerator."""
-    if fast.device() != "CPU":
+    if devices.kind() != "CPU":
         return str(_accelerator())
     cpuinfo = Path("/proc/cpuinfo")
     names = [x.split(": ")[1] for x in _lines(cpuinfo) if x.startswith("model name")]

@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 
-from common import fast, keras, main, model_of, np, random_data, report
+from common import devices, keras, main, model_of, np, random_data, report
 
 BATCH = 128
 IMAGES = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
@@ -72,7 +72,7 @@ def floor():
     """
     operations = 2 * 3 * MULTIPLICATIONS * IMAGES
     transferred = 13 * 4 * ELEMENTS * IMAGES
-    n = 8192 if fast.device() != "CPU" else 2048
+    n = 8192 if devices.kind() != "CPU" else 2048
     a = keras.ops.convert_to_tensor(np.ones((n, n), "float32"))
     multiply = timed(keras.ops.matmul, a, a)
     copy = timed(lambda x: x + 1, a)

@@ -9,14 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import fast, in_turn, keras, main, model_of, random_data, ratio, report
+from common import devices, in_turn, keras, main, model_of, random_data, ratio, report
 
 ROUNDS, BATCH = 9, 128
 PRECISIONS = ("float32", "mixed_bfloat16")
 
 
 def speed():
-    on_gpu = fast.device() != "CPU"
+    on_gpu = devices.kind() != "CPU"
     depth = 110 if on_gpu else 20
     data = random_data(BATCH)
     x, y = (keras.ops.convert_to_tensor(a) for a in (data.x_train, data.y_train))

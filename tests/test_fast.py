@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from backends import BACKEND
 
+import devices
 import fast
 import main
 from data import Data
@@ -98,7 +99,7 @@ def test_a_saved_model_predicts_what_the_accelerated_one_does(monkeypatch, tmp_p
 def test_the_way_is_told():
     way = fast.way()
     assert way.words
-    if (BACKEND, fast.device()) == ("tensorflow", "CPU"):
+    if (BACKEND, devices.kind()) == ("tensorflow", "CPU"):
         assert way.jit_compile is False and not way.images_on_device
-    elif fast.device() != "CPU":
+    elif devices.kind() != "CPU":
         assert way.jit_compile == "auto"

@@ -1,0 +1,137 @@
+"""Many devices train what one trains: virtual ones of the CPU, and two processes."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from backends import BACKEND
+from processes import ROOT, python
+
+import gaaf  # noqa: F401  so that its models can be loaded
+
+SCRIPT = ROOT / "tests" / "losses.py"
+# The last batch of an epoch has 8 images, or of 42 images 10, of which 4 devices share 8.
+FLAGS = ["--data=small.npz", "--depth=8", "--batch-size=16", "--epochs=2", "--learning-rate=1e-5"]
+
+pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="Keras shares batches on TF and JAX")
+
+
+@pytest.fixture
+def small(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (56, 32, 32, 3), dtype="uint8")
+    y = np.arange(56) % 10
+    np.savez(tmp_path / "small.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    np.savez(tmp_path / "odd.npz", x_train=x[:42], y_train=y[:42], x_test=x[42:], y_test=y[42:])
+    return tmp_path
+
+
+def figures(said, word):
+    return [list(map(float, x.split())) for x in re.findall(rf"^{word} (.+)$", said, re.M)]
+
+
+def require_same_training(said, one):
+    """The losses of all steps, and of the tests, are equal but for rounding.
+
+    The learning rate is a low one: Adam makes of a gradient that is only rounding a whole step.
+    """
+    for word, n, rtol in (("LOSS", 6, 5e-5), ("TEST", 2, 5e-4)):
+        assert len(figures(said, word)) == len(figures(one, word)) == n
+        np.testing.assert_allclose(figures(said, word), figures(one, word), rtol=rtol)
+
+
+@pytest.mark.parametrize(
+    "devices, flags", [(2, []), (4, ["--data-augmentation", "--version=2", "--depth=11"])]
+)
+def test_devices_train_as_one_does(devices, flags, small):
+    said = {}
+    for n in (1, devices):
+        run = python(str(SCRIPT), str(n), *FLAGS, *flags, f"--output-dir=run{n}", cwd=small)
+        assert run.returncode == 0, run.stderr
+        said[n] = run.stdout
+        config = json.loads((small / f"run{n}" / "config.json").read_text())
+        assert config["devices"] == n
+        assert ("which share each batch" in run.stdout) == (n > 1)
+    require_same_training(said[devices], said[1])
+    model = keras.models.load_model(small / f"run{devices}" / "final.keras")  # on one device
+    assert model.predict(np.zeros((1, 32, 32, 3), "uint8"), verbose=0).shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_images_that_do_not_divide(small):
+    """Of 42 training images the last 10 make 8 for four devices; all 14 test images count."""
+    flags = [*FLAGS, "--data=odd.npz", "--epochs=1", "--learning-rate=1e-9"]
+    said = [python(str(SCRIPT), n, *flags, f"--output-dir={n}", cwd=small).stdout for n in "14"]
+    (one,), (four,) = (figures(x, "TEST") for x in said)
+    np.testing.assert_allclose(four, one, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices(small):
+    python(str(SCRIPT), "1", *FLAGS, "--epochs=1", "--output-dir=two", cwd=small)
+    resumed = python(str(SCRIPT), "2", *FLAGS, "--output-dir=two", cwd=small)
+    assert "Going on after epoch 1 of 2" in resumed.stdout, resumed.stderr
+
+
+def test_a_batch_that_does_not_divide_is_refused(small):
+    run = python(str(SCRIPT), "4", *FLAGS, "--batch-size=18", "--output-dir=new", cwd=small)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.splitlines()[-1] == (
+        "main.py: error: batch_size: allowed with 4 devices is a multiple of 4, such as 16; "
+        "received 18"
+    )
+    assert not (small / "new").exists()
+
+
+def processes(small, *flags):
+    """Two processes of one device each that train together; what each said and ended with."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    begun = []
+    for number in "01":
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+            "KERAS_DISTRIBUTION_PROCESS_ID": number,
+        }
+        command = [sys.executable, str(SCRIPT), "1", *FLAGS, "--output-dir=two", *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        begun.append(subprocess.Popen(command, cwd=small, env=environment, **pipes))
+    said = [x.communicate(timeout=200) for x in begun]
+    return [(x.returncode, *text) for x, text in zip(begun, said, strict=True)]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras trains in several processes on JAX")
+def test_two_processes_train_as_one_does(small):
+    one = python(str(SCRIPT), "1", *FLAGS, "--output-dir=one", cwd=small).stdout
+    for code, out, err in processes(small):
+        assert code == 0, err
+        require_same_training(out, one)
+    history = (small / "two" / "history.csv").read_text()
+    assert len(history.splitlines()) == 3
+    np.testing.assert_allclose(
+        keras.models.load_model(small / "two" / "final.keras").get_weights()[0],
+        keras.models.load_model(small / "one" / "final.keras").get_weights()[0],
+        atol=1e-4,
+    )
+    (code, out, err), (other_code, *_) = processes(small, "--epochs=3")
+    assert (code, other_code) == (0, 0), err
+    assert "Going on after epoch 2 of 3" in out
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="which cannot")
+def test_several_processes_are_refused_where_keras_cannot(small):
+    environment = {"KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}
+    run = python("-m", "main", *FLAGS, "--output-dir=new", cwd=small, **environment)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "main.py: error: KERAS_BACKEND: allowed for several processes is jax" in run.stderr
+    assert not (small / "new").exists()

@@ -1,0 +1,68 @@
+"""Models leave Keras: SavedModel, ONNX and LiteRT, read back by what will run them there."""
+
+import keras
+import numpy as np
+import pytest
+from backends import BACKEND, to_numpy
+from keras import layers
+
+import gaaf
+from resnet_v1 import resnet_v1
+
+FORMATS = {
+    "tensorflow": ["tf_saved_model", "onnx", "litert"],
+    "jax": ["tf_saved_model", "onnx"],
+    "torch": ["onnx"],
+}
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype="uint8")
+
+
+def served(path, form, x):
+    """The predictions of an exported model."""
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        return session.run(None, {session.get_inputs()[0].name: x})[0]
+    if form == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(path)
+        entry = interpreter.get_input_details()[0]["index"]
+        interpreter.resize_tensor_input(entry, x.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(entry, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    import tensorflow as tf
+
+    model = tf.saved_model.load(path)
+    return model.serve(x).numpy()
+
+
+def resnet20():
+    return resnet_v1((32, 32, 3), 20, activation=gaaf.GAAF("relu", shift=0.5, slope=5))
+
+
+def each_wave_and_shape():
+    activations = [gaaf.GAAF_relu, gaaf.GAAF_tanh, gaaf.GAAF("elu", wave=None, shape=None)]
+    activations += [gaaf.GAAF("relu", wave="round", shape=keras.ops.cos)]
+    hidden = [layers.Dense(8, activation=activation) for activation in activations]
+    return keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), *hidden])
+
+
+@pytest.mark.parametrize("form", FORMATS[BACKEND])
+@pytest.mark.parametrize("network", [resnet20, each_wave_and_shape])
+def test_what_is_exported_predicts_the_same(network, form, tmp_path):
+    if (BACKEND, form) == ("jax", "onnx"):
+        pytest.importorskip("jax2onnx")
+    images = keras.Input((32, 32, 3), dtype="uint8")
+    model = keras.Sequential([images, layers.Rescaling(1 / 255, dtype="float32"), network()])
+    given = {}
+    if BACKEND == "torch":  # its exporter takes no open batch size
+        given["input_signature"] = [keras.InputSpec(shape=IMAGES.shape, dtype="uint8")]
+    for kind, exported in (("gaaf", model), ("plain", gaaf.to_plain(model)[0])):
+        path = str(tmp_path / (kind + {"litert": ".tflite", "onnx": ".onnx"}.get(form, "")))
+        expected = to_numpy(exported(IMAGES))
+        exported.export(path, format=form, verbose=False, **given)
+        np.testing.assert_allclose(served(path, form, IMAGES), expected, rtol=0, atol=3e-4)
