@@ -371,6 +371,39 @@ def get(identifier: str | dict | Function | None) -> Function:
         ) from error
 
 
+def gradient(function: Function, x: Tensor) -> Tensor:
+    """Returns the derivative of an elementwise function, as training gets it.
+
+    Args:
+        function: From a tensor to one of the same shape, such as a `GAAF`.
+        x: Tensor or array of any shape and float dtype: where to take the derivative.
+
+    Returns:
+        Tensor of the shape and dtype of x.
+
+    Example:
+
+    >>> gradient(GAAF("relu", shape=None), [-1.0, 1.0])  # 1.0 and 2.0
+    """
+    x = ops.convert_to_tensor(x)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return tape.gradient(y, x)
+    if backend == "jax":
+        import jax
+
+        return jax.grad(lambda x: function(x).sum())(x)
+    import torch
+
+    x = x.detach().requires_grad_(True)
+    return torch.autograd.grad(function(x).sum(), x)[0]
+
+
 def to_gaaf(model: keras.Model, **parameters: Any) -> tuple[keras.Model, int]:
     """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
 

@@ -54,6 +54,7 @@ class Settings:
     learning_rate: float = 1e-3  # Adam's, until it falls at 40, 60, 80 and 90 % of the epochs
     precision: str = "float32"  # float32, mixed_bfloat16 or mixed_float16
     seed: int = 0  # of initial weights, order and augmentation
+    gradient_histograms: bool = False  # of each activation, into the TensorBoard logs
     output_dir: str = "auto"  # where the results go; auto: runs/<name from the settings>
     overwrite: bool = False  # replace the run in that directory, instead of going on with it
 
@@ -100,7 +101,12 @@ def prepare(settings):
             f"data: allowed is at least one batch of {settings.batch_size} training images; "
             f"received {len(data.x_train)}"
         )
-    if devices.process()[1] > 1 and len(data.x_test) % devices.count():
+    several = devices.process()[1] > 1
+    if several and settings.gradient_histograms:
+        raise ValueError(
+            "gradient_histograms: allowed for several processes is False; received True"
+        )
+    if several and len(data.x_test) % devices.count():
         raise ValueError(
             f"data: allowed for several processes is a number of test images that {devices.count()}"
             f" devices can share evenly; received {len(data.x_test)}"
@@ -310,6 +316,7 @@ def fit(settings, model, data):
                 signals,
                 runs.StopOnNotFinite(),
                 runs.RunFiles(directory, settings.activation, rows),
+                *histograms(settings, data),
             ],
             verbose=1 if sys.stdout.isatty() else 2,  # in a file, the bar would be a line per step
         )
@@ -358,6 +365,15 @@ def schedules(settings):
 
     rate = keras.callbacks.LearningRateScheduler(lambda epoch: learning_rate_at(epoch, settings))
     return [rate, fader(settings)] if settings.fade else [rate]
+
+
+def histograms(settings, data):
+    """The callback that writes histograms of the activations' gradients, if they are asked for."""
+    import runs
+
+    if not settings.gradient_histograms:
+        return []
+    return [runs.GradientHistograms(directory_of(settings), data.x_train[:16])]
 
 
 def fader(settings):

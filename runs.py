@@ -16,6 +16,8 @@ import filelock
 import keras
 from matplotlib.figure import Figure
 
+import gaaf
+
 COLUMNS = ("epoch", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
 # All that a run writes into its directory.
 FILES = ("config.json", "history.csv", "curves.png", "best.keras", "final.keras")
@@ -169,6 +171,13 @@ class Checkpoints:
         return []
 
 
+def write_event(writer, epoch, summary):
+    """Adds a scalar or a histogram of an epoch to a file of TensorBoard's."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    writer.write_event(Event(step=epoch, wall_time=time.time(), summary=summary))
+
+
 class RunFiles(keras.callbacks.Callback):
     """Writes a run's files as it goes, and tells what takes time and how much is left.
 
@@ -190,7 +199,8 @@ class RunFiles(keras.callbacks.Callback):
         self.first_step = None  # when it began, and 0 when it is done
 
     def on_train_begin(self, logs=None):
-        shutil.rmtree(self.directory / "tensorboard", ignore_errors=True)
+        for path in (self.directory / "tensorboard").glob("events*"):
+            path.unlink()
         self.tensorboard = None
         for row in self.rows:
             self._log(row)
@@ -239,22 +249,53 @@ class RunFiles(keras.callbacks.Callback):
         """Adds a row to the TensorBoard logs, at once: SummaryWriter's thread hides errors."""
         # Not keras.callbacks.TensorBoard: that imports TensorFlow, on every backend.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
         if self.tensorboard is None:
             folder = self.directory / "tensorboard"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             self.tensorboard = EventsWriter(str(folder / "events"))
         for column, tag in zip(
             COLUMNS[1:],
             ("learning_rate", "loss/train", "accuracy/train", "loss/test", "accuracy/test"),
             strict=True,
         ):
-            summary = scalar(tag, row[column])
-            event = Event(step=row["epoch"], wall_time=time.time(), summary=summary)
-            self.tensorboard.write_event(event)
+            write_event(self.tensorboard, row["epoch"], scalar(tag, row[column]))
         self.tensorboard.flush()
+
+
+def inputs_of_activations(network):
+    """A model from the input of a ResNet to those of its activations, a dictionary by layer."""
+    activations = [layer for layer in network.layers if "_act" in layer.name]
+    return keras.Model(network.input, {layer.name: layer.input for layer in activations})
+
+
+class GradientHistograms(keras.callbacks.Callback):
+    """Adds histograms of each activation's gradient to the TensorBoard logs, after every epoch.
+
+    That is φ_new′, by which it multiplies the gradient on its way back, at the inputs that it gets.
+
+    Args:
+        directory: `pathlib.Path` of the run, which exists.
+        images: uint8 (n, height, width, channels), those to look at.
+    """
+
+    def __init__(self, directory, images):
+        super().__init__()
+        self.folder, self.images = directory / "tensorboard" / "gradients", images
+
+    def on_epoch_end(self, epoch, logs=None):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.summary import histogram
+
+        normalization, network = self.model.layers
+        self.folder.mkdir(parents=True, exist_ok=True)
+        writer = EventsWriter(str(self.folder / f"epoch{epoch + 1:04}"))
+        for name, inputs in inputs_of_activations(network)(normalization(self.images)).items():
+            gradient = gaaf.gradient(network.get_layer(name).activation, inputs)
+            values = keras.ops.convert_to_numpy(keras.ops.cast(gradient, "float32"))
+            write_event(writer, epoch + 1, histogram(f"gradient/{name}", values, "auto", 64))
+        writer.close()
 
 
 class NotFinite(Exception):

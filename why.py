@@ -80,11 +80,9 @@ def kernel_gradients(model, x, y):
 
 def input_histogram(model, x):
     """The share of the inputs of all activations that falls between each two of `EDGES`."""
-    network = model.layers[-1]
-    activations = [layer for layer in network.layers if "_act" in layer.name]
-    look = keras.Model(network.input, [layer.input for layer in activations])
+    look = runs.inputs_of_activations(model.layers[-1])
     counts = np.zeros(len(EDGES) - 1)
-    for inputs in look.predict(model.layers[0](x), batch_size=128, verbose=0):
+    for inputs in look.predict(model.layers[0](x), batch_size=128, verbose=0).values():
         counts += np.histogram(np.clip(inputs, EDGES[0], EDGES[-1]), EDGES)[0]
     return (counts / counts.sum()).tolist()
 

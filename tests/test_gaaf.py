@@ -342,3 +342,11 @@ def test_public_names_have_docstrings_of_one_form():
     for thing in (gaaf.GAAF, gaaf.GAAF_relu, gaaf.GAAF_tanh, gaaf.get):
         text = inspect.getdoc(thing)
         assert "Args:" in text and "Returns:" in text and "Raises:" in text
+
+
+def test_gradient_is_the_derivative():
+    x = np.linspace(-3, 3, 12).reshape(3, 4)
+    np.testing.assert_allclose(
+        to_numpy(gaaf.gradient(gaaf.GAAF("tanh", shape=None), x)), 2 - np.tanh(x) ** 2, rtol=1e-6
+    )
+    assert to_numpy(gaaf.gradient(keras.activations.relu, [-1.0, 2.0])).tolist() == [0, 1]

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+import main
 import runs
 
 
@@ -184,3 +185,30 @@ def test_a_loss_that_is_not_finite_is_told_with_its_place(loss):
     stop.on_train_batch_end(6, {"loss": 1e30})
     with pytest.raises(runs.NotFinite, match="in epoch 5, step 8"):
         stop.on_train_batch_end(7, {"loss": loss})
+
+
+def events(folder):
+    """The events in the TensorBoard files of a folder."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(folder.glob("*")):
+        data = path.read_bytes()
+        while data:  # each record: its length, 4 bytes of checksum, the event, 4 more
+            length = int.from_bytes(data[:8], "little")
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_gradient_histograms_are_those_of_the_activations(npz, tmp_path):
+    flags = ["--depth=8", f"--data={npz}", "--shape=none", f"--output-dir={tmp_path / 'run'}"]
+    main.main([*flags, "--epochs=1", "--gradient-histograms"])
+    main.main([*flags, "--epochs=2", "--gradient-histograms"])  # goes on, and loses none
+    seen = list(events(tmp_path / "run" / "tensorboard" / "gradients"))
+    values = [(event.step, value) for event in seen for value in event.summary.value]
+    assert [step for step, _ in values] == [1] * 7 + [2] * 7
+    for _, value in values:
+        assert value.tag.startswith("gradient/") and "_act" in value.tag
+        # φ′ + s is 0 + 1 or 1 + 1; 16 images, of which every value counts.
+        assert (value.histo.min, value.histo.max) == (1, 2)
+        assert value.histo.num % 16 == 0
+    assert next(iter(values))[1].histo.num == 16 * 32 * 32 * 16
