@@ -258,6 +258,10 @@ class GAAF(keras.Operation):
             return accelerated(self.activation, *parameters)(x)
         return self.activation(x) + accelerated(ops.zeros_like, *parameters)(x)
 
+    def __repr__(self) -> str:
+        config = {key: value for key, value in self.get_config().items() if key != "name"}
+        return f"GAAF({', '.join(f'{key}={value!r}' for key, value in config.items())})"
+
     def compute_output_spec(self, x):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 

@@ -350,3 +350,9 @@ def test_gradient_is_the_derivative():
         to_numpy(gaaf.gradient(gaaf.GAAF("tanh", shape=None), x)), 2 - np.tanh(x) ** 2, rtol=1e-6
     )
     assert to_numpy(gaaf.gradient(keras.activations.relu, [-1.0, 2.0])).tolist() == [0, 1]
+
+
+def test_repr_is_what_makes_it_again():
+    function = gaaf.GAAF("relu", shift=0.5, slope=5, wave=None, name="gaaf")
+    again = eval(repr(function).replace("GAAF(", "gaaf.GAAF(name='gaaf', "))
+    assert again.get_config() == function.get_config()
