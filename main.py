@@ -293,7 +293,6 @@ def strength_at(epoch, settings):
 
 def fit(settings, model, data):
     """Trains a compiled model, from its last checkpoint on, keeps the run's files, and reports."""
-
     import devices
     import runs
 
@@ -377,7 +376,11 @@ def histograms(settings, data):
 
 
 def fader(settings):
-    """The callback that weakens the activation of the network as the settings say."""
+    """The callback that weakens the activation of the network as the settings say.
+
+    Adam begins anew each time, as gradients may be 1e5 times smaller afterwards: with what it
+    remembers of their squares, it would hardly move for many epochs.
+    """
     import keras
 
     import fast
@@ -389,6 +392,10 @@ def fader(settings):
         if activation.strength != strength:
             activation.strength = strength
             fast.retrace(model)
+        if epoch and strength != strength_at(epoch - 1, settings):
+            adam = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of mixed_float16
+            for variable in (adam.iterations, *adam._momentums, *adam._velocities):
+                variable.assign(keras.ops.zeros_like(variable))
 
     callback = keras.callbacks.LambdaCallback(on_epoch_begin=weaken)
     return callback

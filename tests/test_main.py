@@ -279,6 +279,7 @@ def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
     model = main.train(settings).model
     assert sorted(set(traced)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert model.layers[-1].get_layer("stem_act").activation.strength == 0
+    assert int(model.optimizer.iterations) == 1  # Adam began anew with the last of four steps
     loaded = keras.models.load_model(tmp_path / "run" / "final.keras")
     assert loaded.layers[-1].get_layer("stem_act").activation.strength == 0
 
