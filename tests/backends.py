@@ -2,8 +2,11 @@
 
 import keras
 import numpy as np
+import pytest
 
 BACKEND = keras.backend.backend()
+# Marks what takes long and is not about the backend: fast tests run it on TensorFlow alone.
+once = pytest.mark.slow if BACKEND != "tensorflow" else pytest.mark.once
 
 
 def to_numpy(x):

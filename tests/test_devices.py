@@ -46,9 +46,7 @@ def require_same_training(said, one):
         np.testing.assert_allclose(figures(said, word), figures(one, word), rtol=rtol)
 
 
-@pytest.mark.parametrize(
-    "devices, flags", [(2, []), (4, ["--data-augmentation", "--version=2", "--depth=11"])]
-)
+@pytest.mark.parametrize("devices, flags", [(2, []), (4, ["--data-augmentation"])])
 def test_devices_train_as_one_does(devices, flags, small):
     said = {}
     for n in (1, devices):

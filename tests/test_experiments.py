@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from backends import once
 
 import experiments
 import main
@@ -38,6 +39,7 @@ def test_the_plain_row_is_of_the_same_network():
     assert experiments.plain_row("GAAF_tanh") == "tanh"
 
 
+@once
 def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys):
     small = {"depth": 8, "batch_size": 64}
     rows = {"relu": {"activation": "relu", **small}, "paper": {"slope": 5, **small}}

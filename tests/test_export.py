@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND, to_numpy
+from backends import BACKEND, once, to_numpy
 from keras import layers
 
 import gaaf
@@ -52,7 +52,7 @@ def each_wave_and_shape():
 
 
 @pytest.mark.parametrize("form", FORMATS[BACKEND])
-@pytest.mark.parametrize("network", [resnet20, each_wave_and_shape])
+@pytest.mark.parametrize("network", [pytest.param(resnet20, marks=once), each_wave_and_shape])
 def test_what_is_exported_predicts_the_same(network, form, tmp_path):
     if (BACKEND, form) == ("jax", "onnx"):
         pytest.importorskip("jax2onnx")

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import BACKEND, once
 
 import devices
 import fast
@@ -24,6 +24,7 @@ def model_of(accelerated, monkeypatch, **settings):
     return main.build_model(settings, main.build_network(settings), Data(X, Y, X, Y))
 
 
+@once
 @pytest.mark.parametrize("version, depth", [(1, 8), (2, 11)])
 def test_training_is_that_of_plain_keras(version, depth, monkeypatch):
     ours, plain = (

@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from backends import once
 from processes import python
 
 import data
@@ -48,6 +50,7 @@ def test_every_setting_is_a_flag():
         learning_rate=0.01,
         precision="mixed_bfloat16",
         seed=7,
+        gradient_histograms=True,
         output_dir="somewhere",
         overwrite=True,
     )
@@ -289,7 +292,10 @@ def read_history(directory):
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("version, depth, activation", [(1, 8, "GAAF_relu"), (2, 11, "GAAF_tanh")])
+@pytest.mark.parametrize(
+    "version, depth, activation",
+    [(1, 8, "GAAF_relu"), pytest.param(2, 11, "GAAF_tanh", marks=once)],
+)
 def test_training_on_the_digits(version, depth, activation, empty_directory, capsys):
     arguments = {
         "version": version,
@@ -340,7 +346,8 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, cap
 
     main.main(["--evaluate", str(directory)])
     said = capsys.readouterr().out
-    assert f"loss {rows[-1]['val_loss']:.3f}" in said
+    loss = float(re.search(r"loss (\S+)", said).group(1).rstrip(","))
+    assert loss == pytest.approx(rows[-1]["val_loss"], abs=2e-3)
     assert f"accuracy {rows[-1]['val_accuracy']:.4f}" in said
 
 
@@ -360,6 +367,7 @@ def test_train_from_python_returns_the_history(npz, tmp_path):
         assert history.history[column] == pytest.approx([row[column] for row in rows], rel=1e-5)
 
 
+@once
 def test_a_jax_user_needs_no_tensorflow(npz, tmp_path):
     pytest.importorskip("jax")
     absent = tmp_path / "absent"

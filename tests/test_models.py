@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND, to_numpy
+from backends import once, to_numpy
 from keras import layers, ops
 
 import gaaf
@@ -16,7 +16,6 @@ APPLICATIONS = {  # image size, and how many relu the architecture has
     "DenseNet121": (32, 121),
     "InceptionV3": (75, 94),
 }
-TAKES_MINUTES = {"ResNet50V2", "DenseNet121", "InceptionV3"} if BACKEND == "jax" else set()
 
 
 def inputs_of(model):
@@ -59,7 +58,7 @@ def require_back_and_forth(model, count, atol=1e-3):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x in TAKES_MINUTES)) for x in APPLICATIONS],
+    [pytest.param(name, marks=[once] * (name != "VGG16")) for name in APPLICATIONS],
 )
 def test_keras_applications(name):
     size, count = APPLICATIONS[name]

@@ -1,11 +1,12 @@
 """The notebook runs from its first cell to its last, and shows what it says."""
 
 import nbformat
-from backends import BACKEND
+from backends import BACKEND, once
 from nbclient import NotebookClient
 from processes import ROOT
 
 
+@once
 def test_the_notebook_runs(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", BACKEND)
     notebook = nbformat.read(ROOT / "tour.ipynb", as_version=4)

@@ -8,6 +8,7 @@ import tomllib
 import zipfile
 
 import pytest
+from backends import once
 from processes import ROOT, python
 
 import depths
@@ -30,12 +31,14 @@ def wheel(tmp_path_factory):
     return path
 
 
+@once
 def test_the_wheel_has_the_modules_alone(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {name for name in names if ".dist-info/" not in name}
     assert modules == {"gaaf.py", "resnet_v1.py", "resnet_v2.py", "depths.py"}
 
 
+@once
 def test_an_installed_wheel_is_all_that_is_needed(wheel, tmp_path):
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", "site", wheel]
     subprocess.run(install, check=True, cwd=tmp_path, capture_output=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from backends import once
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -15,10 +16,12 @@ import make  # noqa: E402
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@once
 def test_tables_are_current():
     assert make.readme(README) == README
 
 
+@once
 def test_pictures_can_be_made(tmp_path):
     make.plot_activations(tmp_path / "gaaf.png")
     make.plot_results(tmp_path / "curves.png")

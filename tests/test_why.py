@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from backends import once
 
 import main
 import why
@@ -53,6 +54,7 @@ def test_dropout_is_added_after_each_activation(npz):
     assert copy.count_params() == network.count_params()
 
 
+@once
 def test_the_study_trains_what_it_lacks(npz, tmp_path, monkeypatch, capsys):
     small = {name: {**why.NETWORKS[name], "depth": 8} for name in list(why.NETWORKS)[:3:2]}
     monkeypatch.setattr(why, "NETWORKS", small)
