@@ -75,6 +75,17 @@ def parallel():
     return _distribution().scope() if count() > 1 else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def alone():
+    """The context in which a process computes something without the others, within `parallel`."""
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
 def dataset(batches, *arrays):
     """What `fit` takes of a function that returns a generator of batches of these arrays.
 

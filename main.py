@@ -395,7 +395,7 @@ def fader(settings):
         if epoch and strength != strength_at(epoch - 1, settings):
             adam = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of mixed_float16
             for variable in (adam.iterations, *adam._momentums, *adam._velocities):
-                variable.assign(keras.ops.zeros_like(variable))
+                variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
 
     callback = keras.callbacks.LambdaCallback(on_epoch_begin=weaken)
     return callback

@@ -16,6 +16,7 @@ import filelock
 import keras
 from matplotlib.figure import Figure
 
+import devices
 import gaaf
 
 COLUMNS = ("epoch", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
@@ -142,7 +143,8 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
 
         def write(temporary):
-            model.save(temporary)
+            with devices.alone():  # the first of several processes saves
+                model.save(temporary)
             with zipfile.ZipFile(temporary, "a") as archive:
                 archive.writestr(_HISTORY, json.dumps(rows))
 

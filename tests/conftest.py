@@ -1,13 +1,19 @@
-"""Set before Keras starts: float64 on JAX, and less talk from TensorFlow. And what tests share."""
+"""What is set before Keras starts, and what tests share."""
 
 import collections
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-os.environ.setdefault("JAX_ENABLE_X64", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # less talk
+# Many tests, and the programs that they run, compile the same small networks.
+cache = Path(tempfile.gettempdir()) / "jax-cache-of-gaaf-tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 @pytest.fixture
