@@ -51,6 +51,11 @@ def loss_gradients(model, x, y):
         with tf.GradientTape() as tape:
             loss = model.compute_loss(x, y, model(x, training=True))
         return tape.gradient(loss, model.trainable_variables)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        loss = model.compute_loss(x, y, model(x, training=True))
+        return torch.autograd.grad(loss, [v.value for v in model.trainable_variables])
     import jax
 
     def loss_of(trainable):
