@@ -10,7 +10,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import BACKEND, once
 from processes import ROOT, python
 
 import gaaf  # noqa: F401  so that its models can be loaded
@@ -46,7 +46,9 @@ def require_same_training(said, one):
         np.testing.assert_allclose(figures(said, word), figures(one, word), rtol=rtol)
 
 
-@pytest.mark.parametrize("devices, flags", [(2, []), (4, ["--data-augmentation"])])
+@pytest.mark.parametrize(
+    "devices, flags", [(2, []), pytest.param(4, ["--data-augmentation"], marks=once)]
+)
 def test_devices_train_as_one_does(devices, flags, small):
     said = {}
     for n in (1, devices):

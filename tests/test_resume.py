@@ -9,6 +9,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from backends import once
 
 import data
 import main
@@ -61,7 +62,7 @@ def at_step(monkeypatch, epoch, step, action):
 slow = pytest.mark.slow
 CASES = [
     (1, 8, "", signal.SIGINT),
-    (2, 11, "--data-augmentation", signal.SIGTERM),
+    pytest.param(2, 11, "--data-augmentation", signal.SIGTERM, marks=once),
     pytest.param(1, 8, "--data-augmentation", signal.SIGTERM, marks=slow),
     pytest.param(2, 11, "", signal.SIGINT, marks=slow),
 ]
