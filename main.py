@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def train(settings: Settings = Settings()) -> "keras.callbacks.History":
 def prepare(settings):
     """Does all in which a mistake of the user can come to light; returns the model and the data."""
     check(settings)
-    prepare_environment()
+    start_keras()
     import keras
 
     import devices
@@ -120,12 +121,44 @@ def prepare(settings):
     return model, data
 
 
+def start_keras():
+    """Imports Keras. On a terminal, what TensorFlow has to say meanwhile is held back.
+
+    Unless TF_CPP_MIN_LOG_LEVEL is in the environment: with 0, all is shown.
+    """
+    talks = "TF_CPP_MIN_LOG_LEVEL" in os.environ or not sys.stderr.isatty()
+    prepare_environment()
+    with contextlib.nullcontext() if talks else held_back():
+        import keras
+
+        if keras.backend.backend() == "tensorflow":  # which looks for devices now, and says so
+            keras.distribution.list_devices()
+
+
 def prepare_environment():
     """Sets what TensorFlow reads from the environment when it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's notes, not its errors
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
         # A quarter off the time of the activations on an AVX-512 CPU.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
+
+
+@contextlib.contextmanager
+def held_back():
+    """Holds back what is written to stderr, by libraries too, and shows it after an exception."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def check(settings):
@@ -537,7 +570,7 @@ def main(arguments=None):
     settings, evaluated = parse(arguments)
     try:
         if evaluated:
-            prepare_environment()
+            start_keras()
             from evaluate import evaluate
 
             evaluate(*evaluated)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -381,3 +382,14 @@ def test_a_jax_user_needs_no_tensorflow(npz, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "final.keras").exists()
+
+
+def test_only_an_error_is_shown_of_what_libraries_write(capfd):
+    with main.held_back():
+        os.write(2, b"a note")
+    os.write(2, b"a message")
+    assert capfd.readouterr().err == "a message"
+    with pytest.raises(ImportError), main.held_back():
+        os.write(2, b"the reason")
+        raise ImportError
+    assert capfd.readouterr().err == "the reason"
