@@ -24,7 +24,6 @@ def batches(
         devices: How many are to share each batch, as `images_of_an_epoch` says. Default 1.
         process: (i, n): only the i-th of n parts of each batch is handed out. Default (0, 1).
     """
-    part, parts = process
     n = images_of_an_epoch(len(images), batch_size, devices)
     for epoch in itertools.count(first_epoch):
         rng = np.random.default_rng((seed, epoch))
@@ -32,8 +31,14 @@ def batches(
         for start in range(0, n, batch_size):
             batch = order[start : min(start + batch_size, n)]
             x = augment(images[batch], rng) if augmentation else images[batch]
-            ours = slice(len(x) * part // parts, len(x) * (part + 1) // parts)
+            ours = share(len(x), process)
             yield x[ours], labels[batch][ours]
+
+
+def share(n, process):
+    """The slice of n images that is the i-th of equal parts, for process (i, parts)."""
+    part, parts = process
+    return slice(n * part // parts, n * (part + 1) // parts)
 
 
 def images_of_an_epoch(n, batch_size, devices):

@@ -1,6 +1,9 @@
 """How the depth of a ResNet turns into blocks. It needs no Keras, to tell a mistake at once."""
 
 import numbers
+from typing import Literal
+
+Block = Literal["basic", "bottleneck"]
 
 CONVOLUTIONS = {"basic": 2, "bottleneck": 3}  # in one residual block of that kind
 BLOCKS = {1: ("basic", "bottleneck"), 2: ("bottleneck",)}  # of each version, the preferred first

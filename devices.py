@@ -92,7 +92,7 @@ def dataset(batches, *arrays):
     Keras 3.15 draws a batch to build the model for several devices of TensorFlow, and then begins
     anew: of a mere generator some batches would be lost.
     """
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow" or count() == 1:
         return batches()
     import tensorflow as tf
 

@@ -108,11 +108,8 @@ class Run:
 
     def history(self):
         """The epochs trained so far, rows of history.csv."""
-        path = self.directory / "history.csv"
-        if not path.exists():
-            return []
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        rows = read_results(self.directory / "history.csv")
+        return [{k: float(v) for k, v in row.items()} for row in rows]
 
     def result(self):
         """The line of the results."""
@@ -135,7 +132,7 @@ class Run:
 
 
 def read_results(path=RESULTS):
-    """The lines of the results."""
+    """The lines of the results, or of another CSV file; none where there is no file."""
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:

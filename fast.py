@@ -80,12 +80,17 @@ def accelerate(model, network):
         if layer.scale and layer.center:
             layer.call = MethodType(_batch_normalization, layer)
     _add_up_l2(network.trainable_variables)
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of mixed_float16
+    optimizer = inner_optimizer(model)
     if type(optimizer) is keras.optimizers.Adam and not optimizer.amsgrad:
         optimizer._backend_update_step = MethodType(_adam, optimizer)
     if len(network.layers) > DEEP:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     model.train_function = _train_function(model)
+
+
+def inner_optimizer(model):
+    """The optimizer of a model, within the one that scales the loss of mixed_float16."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 def _train_function(model):

@@ -27,6 +27,7 @@ from keras import ops
 
 Tensor = Any  # a tensor of the backend, an array, or a symbolic Keras tensor
 Function = Callable[[Tensor], Tensor]
+Activation = str | dict | Function  # what `get` takes
 Wave = Literal["floor", "round"] | None
 Shape = Literal["auto", "sigmoid", "gaussian"] | Function | None
 
@@ -217,7 +218,7 @@ class GAAF(keras.Operation):
 
     def __init__(
         self,
-        activation: str | dict | Function,
+        activation: Activation,
         shift: float = -1.0,
         slope: float = 1.0,
         frequency: float = 10_000,
@@ -350,7 +351,7 @@ def GAAF_tanh(
     return GAAF("tanh", frequency=frequency, wave=wave, shape=shape)(x)
 
 
-def get(identifier: str | dict | Function | None) -> Function:
+def get(identifier: Activation | None) -> Function:
     """Returns the activation that an identifier names, as a callable.
 
     Args:

@@ -376,10 +376,9 @@ def fit_with_the_first_process(settings, model, data):
 def what_to_fit(settings, data, epoch):
     """What `fit` is to train on from an epoch on, counted from 0, and to test on."""
     import devices
+    from batches import share
 
-    process, processes = devices.process()
-    n = len(data.x_test) // processes
-    ours = slice(process * n, (process + 1) * n)
+    ours = share(len(data.x_test), devices.process())
     # A batch that the devices cannot share is given to all of them; so must all others be then.
     uneven = len(data.x_test) % devices.count() > 0
     return {
@@ -387,7 +386,7 @@ def what_to_fit(settings, data, epoch):
         "initial_epoch": epoch,
         "epochs": settings.epochs,
         "validation_data": (data.x_test[ours], data.y_test[ours]),
-        "validation_batch_size": settings.batch_size // processes - uneven,
+        "validation_batch_size": settings.batch_size // devices.process()[1] - uneven,
     }
 
 
@@ -426,7 +425,7 @@ def fader(settings):
             activation.strength = strength
             fast.retrace(model)
         if epoch and strength != strength_at(epoch - 1, settings):
-            adam = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of mixed_float16
+            adam = fast.inner_optimizer(model)
             for variable in (adam.iterations, *adam._momentums, *adam._velocities):
                 variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
 
@@ -458,7 +457,7 @@ def training_batches(settings, data, first_epoch=0):
         devices.process(),
     )
     return {
-        "x": devices.dataset(drawn, images, data.y_train) if n > 1 else drawn(),
+        "x": devices.dataset(drawn, images, data.y_train),
         "steps_per_epoch": -(-used // settings.batch_size),
         "shuffle": False,  # that is done
     }

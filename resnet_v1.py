@@ -1,21 +1,20 @@
 """ResNet v1 for CIFAR-10, activation after the addition; and the parts that it shares with v2."""
 
 import numbers
-from typing import Literal
 
 import keras
 from keras import layers
 
 import gaaf
-from depths import BLOCKS, block_and_count
+from depths import BLOCKS, Block, block_and_count
 
 
 def resnet_v1(
     input_shape: tuple[int, int, int],
     depth: int,
     num_classes: int = 10,
-    activation: str | dict | gaaf.Function = "relu",
-    block: Literal["basic", "bottleneck"] | None = None,
+    activation: gaaf.Activation = "relu",
+    block: Block | None = None,
 ) -> keras.Model:
     """Builds a ResNet v1, y = activation(x + F(x)), as a plain Keras functional model.
 

@@ -1,12 +1,10 @@
 """ResNet v2 for CIFAR-10, batch normalisation and activation before each convolution."""
 
-from typing import Literal
-
 import keras
 from keras import layers
 
 import gaaf
-from depths import BLOCKS, block_and_count
+from depths import BLOCKS, Block, block_and_count
 from resnet_v1 import classifier, conv, image_input
 
 # Filters of each stage: within a block, and of its output. He et al. have 16, 32 and 64 within
@@ -21,8 +19,8 @@ def resnet_v2(
     input_shape: tuple[int, int, int],
     depth: int,
     num_classes: int = 10,
-    activation: str | dict | gaaf.Function = "relu",
-    block: Literal["basic", "bottleneck"] | None = None,
+    activation: gaaf.Activation = "relu",
+    block: Block | None = None,
 ) -> keras.Model:
     """Builds a ResNet v2, y = x + F(x), as a plain Keras functional model.
 

@@ -44,10 +44,15 @@ def replace_file(path, write):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_text(path, text):
+    """Writes a text file."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_config(directory, config):
     """Writes config.json."""
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    replace_file(directory / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(directory / "config.json", text)
 
 
 def write_csv(path, columns, rows):
@@ -286,6 +291,9 @@ class GradientHistograms(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.images = directory / "tensorboard" / "gradients", images
 
+    def on_train_begin(self, logs=None):
+        self.look = inputs_of_activations(self.model.layers[-1])
+
     def on_epoch_end(self, epoch, logs=None):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.summary import histogram
@@ -293,7 +301,7 @@ class GradientHistograms(keras.callbacks.Callback):
         normalization, network = self.model.layers
         self.folder.mkdir(parents=True, exist_ok=True)
         writer = EventsWriter(str(self.folder / f"epoch{epoch + 1:04}"))
-        for name, inputs in inputs_of_activations(network)(normalization(self.images)).items():
+        for name, inputs in self.look(normalization(self.images)).items():
             gradient = gaaf.gradient(network.get_layer(name).activation, inputs)
             values = keras.ops.convert_to_numpy(keras.ops.cast(gradient, "float32"))
             write_event(writer, epoch + 1, histogram(f"gradient/{name}", values, "auto", 64))

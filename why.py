@@ -107,9 +107,9 @@ def train(name, data, source, epochs):
         def on_epoch_end(self, epoch, logs=None):
             gradients.append(kernel_gradients(self.model, x, y))
 
-    rate = keras.callbacks.LearningRateScheduler(lambda e: main.learning_rate_at(e, settings))
     batches = main.training_batches(settings, data)
-    history = model.fit(**batches, epochs=epochs, callbacks=[rate, Look()], verbose=2).history
+    callbacks = [*main.schedules(settings), Look()]
+    history = model.fit(**batches, epochs=epochs, callbacks=callbacks, verbose=2).history
     return {
         "settings": NETWORKS[name],
         "gradients": gradients,
@@ -132,10 +132,7 @@ def study(source, epochs, results=RESULTS):
         if name not in found["networks"]:
             print(name, flush=True)
             found["networks"][name] = train(name, data, source, epochs)
-            text = json.dumps(found, indent=1)
-            runs.replace_file(
-                results, lambda path, text=text: path.write_text(text, encoding="utf-8")
-            )
+            runs.write_text(results, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -278,4 +278,4 @@ if __name__ == "__main__":
     plot_why(ROOT / "docs" / "why.png")
     path = ROOT / "README.md"
     text = readme(path.read_text(encoding="utf-8"))
-    runs.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    runs.write_text(path, text)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import once, to_numpy
+from backends import derivatives, once, to_numpy
 from keras import layers, ops
 
 import gaaf
@@ -68,8 +68,6 @@ def test_keras_applications(name):
 
 def gradient_where_negative(model):
     """The derivative of the model's outputs by its one input, at −0.3, where that of relu is 0."""
-    from backends import derivatives
-
     return derivatives(lambda x: ops.sum(model(x)), np.full((1, 1), -0.3), "float32")[0].item()
 
 
