@@ -587,8 +587,7 @@ def main(arguments=None):
     except runs.InUse as error:
         ending = 2, f"error: {error}"
     except runs.NotFinite as error:
-        cause = f"most likely the learning rate, {settings.learning_rate:g}, is too high"
-        ending = 3, f"error: {error}; {cause}; {saved(settings)}"
+        ending = 3, f"error: {error}; {cause(settings)}; {saved(settings)}"
     except runs.Interrupted as interrupted:
         code = 128 + interrupted.number
         ending = code, f"stopped by {interrupted}; {saved(settings)}; {again(settings)}"
@@ -597,6 +596,14 @@ def main(arguments=None):
         ending = 1, f"error: {reason}; {saved(settings)}; {again(settings)}"
     if ending:
         stop(*ending)
+
+
+def cause(settings):
+    """Says what most likely made the loss NaN or infinite."""
+    rate = f"most likely the learning rate, {settings.learning_rate:g}, is too high"
+    if not settings.activation.startswith("GAAF_"):
+        return rate
+    return f"{rate}, or the network too deep for GAAF, which doubles gradients at each activation"
 
 
 def saved(settings):

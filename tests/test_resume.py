@@ -198,6 +198,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, capsys, monkeypatch):
     message = stops_with(3, [*arguments, "--epochs=3"], capsys)
     assert "the loss became nan in epoch 3, step 2" in message
     assert "learning rate" in message and "the state after epoch 2 is in" in message
+    assert "too deep for GAAF" in message
+    assert "GAAF" not in main.cause(main.Settings(activation="relu"))
     assert contents(directory / "checkpoints") == before
 
 
