@@ -4,11 +4,12 @@
 
 Trains ResNet-20 v1 with relu, with relu and dropout 0.2, and with two shapes of GAAF. After every
 epoch it measures the mean absolute gradient of each convolution's kernel, and at the end the inputs
-of the activations, on the same 512 training images. It writes results/why.json, from which
-docs/make.py draws.
+of the activations, on the same 512 training images; and once, the gradient of the first convolution
+of untrained networks of several depths. It writes results/why.json, from which docs/make.py draws.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -29,6 +30,7 @@ NETWORKS = {
     "GAAF_relu, slope 1, shift 4": {"shift": 4.0},
     "GAAF_relu, slope 5, shift 0.5": {"slope": 5.0, "shift": 0.5},
 }
+DEPTHS = (20, 56, 110, 164)  # both versions have them
 IMAGES = 512
 EDGES = np.linspace(-6, 6, 121)  # of the histogram; what lies beyond counts in its end bins
 
@@ -83,6 +85,20 @@ def kernel_gradients(model, x, y):
     }
 
 
+def stem_gradients(data, depths=DEPTHS):
+    """{network: {depth: mean absolute gradient of the first convolution}}, before training."""
+    found = {}
+    for version, activation in itertools.product((1, 2), ("relu", "GAAF_relu")):
+        by_depth = found[f"{activation}, v{version}"] = {}
+        for depth in depths:
+            settings = main.Settings(version=version, depth=depth, activation=activation)
+            keras.utils.set_random_seed(settings.seed)
+            model = main.build_model(settings, main.build_network(settings), data)
+            gradients = kernel_gradients(model, data.x_train[:32], data.y_train[:32])
+            by_depth[depth] = next(iter(gradients.values()))
+    return found
+
+
 def input_histogram(model, x):
     """The share of the inputs of all activations that falls between each two of `EDGES`."""
     look = runs.inputs_of_activations(model.layers[-1])
@@ -128,6 +144,10 @@ def study(source, epochs, results=RESULTS):
         before = json.loads(results.read_text(encoding="utf-8"))
         if (before["data"], before["epochs"]) == (found["data"], epochs):
             found = before
+    if "stem" not in found:
+        print("Gradients by depth", flush=True)
+        found["stem"] = stem_gradients(data)
+        runs.write_text(results, json.dumps(found, indent=1))
     for name in NETWORKS:
         if name not in found["networks"]:
             print(name, flush=True)

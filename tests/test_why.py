@@ -54,10 +54,18 @@ def test_dropout_is_added_after_each_activation(npz):
     assert copy.count_params() == network.count_params()
 
 
+def test_gaaf_doubles_gradients_on_their_way(npz):
+    found = why.stem_gradients(load(str(npz)), depths=(20,))
+    assert list(found) == ["relu, v1", "GAAF_relu, v1", "relu, v2", "GAAF_relu, v2"]
+    plain, accelerated = found["relu, v1"][20], found["GAAF_relu, v1"][20]
+    assert accelerated > 2**9 * plain  # 10 activations lie even on the shortest way
+
+
 @once
 def test_the_study_trains_what_it_lacks(npz, tmp_path, monkeypatch, capsys):
     small = {name: {**why.NETWORKS[name], "depth": 8} for name in list(why.NETWORKS)[:3:2]}
     monkeypatch.setattr(why, "NETWORKS", small)
+    monkeypatch.setattr(why, "stem_gradients", lambda data: {"relu, v1": {20: 0.5}})
     why.study(str(npz), 1, tmp_path / "why.json")
     found = json.loads((tmp_path / "why.json").read_text())
     assert list(found["networks"]) == list(small)
