@@ -1,6 +1,5 @@
 """What the benchmarks share: models as `main.py` makes them, timing in turn, and their table."""
 
-import csv
 import os
 import platform
 import statistics
@@ -19,6 +18,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import devices  # noqa: E402
+import experiments  # noqa: E402
 import runs  # noqa: E402
 from data import IMAGE_SHAPE, NUM_CLASSES, Data  # noqa: E402
 
@@ -126,14 +126,5 @@ def report(figures, rounds, others=()):
         return row["benchmark"], row["figure"], row["device"], row["versions"]
 
     replaced = {key(row) for row in rows}
-    kept = [row for row in read_results() if key(row) not in replaced]
-
+    kept = [row for row in experiments.read_results(RESULTS) if key(row) not in replaced]
     runs.write_csv(RESULTS, COLUMNS, sorted(kept + rows, key=lambda row: row["benchmark"]))
-
-
-def read_results():
-    """The rows of results.csv."""
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
