@@ -10,6 +10,7 @@ into results/experiments.csv, a line a run; the README's tables come from there.
 import argparse
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,8 +51,10 @@ ROWS = {
 }
 COLUMNS = (
     *("row", "seed", "epochs", "test_accuracy", "best_test_accuracy", "train_accuracy"),
-    *("train_loss", "seconds", "data", "device", "versions", "settings"),
+    *("train_loss", "penalty", "seconds", "data", "device", "versions", "settings"),
 )
+# Else the first of several trainings on a GPU would take most of its memory for itself.
+SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
 
 
 def plain_row(row):
@@ -76,7 +79,7 @@ class Run:
         self.process = None
 
     def key(self):
-        """What tells a line of the results from the others."""
+        """What tells its line of the results from the others, as `key_of` does."""
         return self.row, str(self.seed), str(self.epochs), Path(self.data).stem
 
     def settings(self):
@@ -92,7 +95,8 @@ class Run:
         self.began = time.monotonic()
         with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
             command = [sys.executable, ROOT / "main.py", *flags]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            environment = {**SHARING, **os.environ}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def end(self):
         """Waits for the process, and adds its time to that of earlier ones; returns its code."""
@@ -147,10 +151,42 @@ def add_result(result, path=RESULTS):
     write_csv(path, COLUMNS, [*read_results(path), result])
 
 
+def key_of(line):
+    """What tells a line of the results from the others."""
+    return tuple(line[column] for column in ("row", "seed", "epochs", "data"))
+
+
+def add_penalties(runs, results=RESULTS):
+    """Adds the weight penalty that is part of the training loss of each trained model.
+
+    That takes Keras, which would take memory of the GPU from the trainings, and so comes last.
+    """
+    lines = {key_of(line): line for line in read_results(results)}
+    models = {run.key(): run.directory / "final.keras" for run in runs}
+    lacking = [
+        key
+        for key, path in models.items()
+        if key in lines and not lines[key].get("penalty") and path.exists()
+    ]
+    if not lacking:
+        return
+    import main as training
+
+    training.start_keras()
+    import keras
+
+    import gaaf  # noqa: F401 - so that Keras knows it
+    from runs import write_csv
+
+    for key in lacking:
+        model = keras.models.load_model(models[key], compile=False)
+        lines[key]["penalty"] = round(float(sum(model.losses)), 6)
+    write_csv(results, COLUMNS, lines.values())
+
+
 def train(runs, at_once, results=RESULTS):
     """Trains what is not done yet, some at a time; raises RuntimeError if one fails."""
-    columns = ("row", "seed", "epochs", "data")
-    done = {tuple(line[column] for column in columns) for line in read_results(results)}
+    done = {key_of(line) for line in read_results(results)}
     todo = [run for run in runs if run.key() not in done]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     progress = Progress(todo)
@@ -221,6 +257,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are to end as well
     try:
         train(runs, given.at_once)
+        add_penalties(runs)
     except RuntimeError as error:
         sys.exit(f"experiments.py: error: {error}")
     except KeyboardInterrupt:

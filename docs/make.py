@@ -1,6 +1,5 @@
 """Makes the pictures of the README, and the tables between its markers: python docs/make.py"""
 
-import csv
 import dataclasses
 import json
 import sys
@@ -43,6 +42,7 @@ EARLIER = {
     "no s": 0.6603,
     "round": 0.8054,
 }
+LARGEST = float(np.finfo("float32").max)
 
 
 def value_and_gradient(function, x):
@@ -101,9 +101,8 @@ def results():
     """Yields (config, rows of the history) of every run kept in results/."""
     for directory in sorted(path.parent for path in (ROOT / "results").glob("*/config.json")):
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        with open(directory / "history.csv", newline="", encoding="utf-8") as file:
-            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        yield config, rows
+        rows = experiments.read_results(directory / "history.csv")
+        yield config, [{k: float(v) for k, v in row.items()} for row in rows]
 
 
 def results_table():
@@ -125,27 +124,14 @@ def results_table():
     return table(header, lines)
 
 
-def study_table():
-    """A line for each row of experiments.py: its longest runs, and their difference to relu."""
-    results, lines = experiments.read_results(), []
+def study():
+    """{row: (epochs, its longest runs, those of its plain row)}; runs are {seed: line}."""
+    results, found = experiments.read_results(), {}
     for row in experiments.ROWS:
-        earlier = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
         epochs = max((int(x["epochs"]) for x in results if x["row"] == row), default=0)
-        if not epochs:
-            lines.append((row, earlier, "not run yet", *[""] * 5))
-            continue
-        found = runs_of(row, epochs, results)
-        test, best, train = (
-            [float(line[column]) for line in found.values()]
-            for column in ("test_accuracy", "best_test_accuracy", "train_accuracy")
-        )
-        spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         plain = experiments.plain_row(row)
-        versus = "" if plain == row else difference(found, runs_of(plain, epochs, results))
-        measured = (f"{np.mean(test):.4f}{spread}", versus, f"{np.mean(train):.4f}")
-        lines.append((row, earlier, *measured, f"{np.mean(best):.4f}", len(test), epochs))
-    header = ("row", "2018 report", "test", "− relu", "training", "best test", "runs", "epochs")
-    return table(header, lines)
+        found[row] = (epochs, *(runs_of(name, epochs, results) for name in (row, plain)))
+    return found
 
 
 def runs_of(row, epochs, results):
@@ -154,17 +140,83 @@ def runs_of(row, epochs, results):
     return {x["seed"]: x for x in results if (x["row"], x["epochs"]) == wanted}
 
 
+def study_table():
+    """A line for each row of experiments.py: its longest runs, and their difference to relu."""
+    lines = []
+    for row, (epochs, found, plain) in study().items():
+        earlier = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
+        if not epochs:
+            lines.append((row, earlier, "not run yet", *[""] * 6))
+            continue
+        columns = ("test_accuracy", "best_test_accuracy", "train_accuracy", "train_loss", "penalty")
+        test, best, train, loss, penalty = (
+            [float(line[column] or "nan") for line in found.values()] for column in columns
+        )
+        spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
+        versus = "" if plain == found else in_words(*difference(found, plain))
+        parts = f"{np.subtract(loss, penalty).mean():.3f} + {np.mean(penalty):.3f}"
+        measured = (f"{np.mean(test):.4f}{spread}", versus, f"{np.mean(best):.4f}")
+        lines.append((row, earlier, *measured, f"{np.mean(train):.4f}", parts, len(test), epochs))
+    header = ("row", "2018 report", "test", "− relu", "best test", "training", "training loss")
+    return table((*header, "runs", "epochs"), lines)
+
+
 def difference(runs_of_row, runs_of_plain):
-    """The mean difference in test accuracy, paired by seed, with its 95 % interval."""
+    """The mean difference in test accuracy, paired by seed, and half of its 95 % interval.
+
+    Half is None where there is one pair alone, and both are where there is none.
+    """
     pairs = [
         float(line["test_accuracy"]) - float(runs_of_plain[seed]["test_accuracy"])
         for seed, line in runs_of_row.items()
         if seed in runs_of_plain
     ]
     if len(pairs) < 2:
-        return f"{pairs[0]:+.4f} (one run)" if pairs else ""
-    half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
-    return f"{np.mean(pairs):+.4f} ± {half:.4f}"
+        return (pairs[0] if pairs else None), None
+    return np.mean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+
+
+def in_words(mean, half):
+    """A difference as the table shows it."""
+    if mean is None:
+        return ""
+    return f"{mean:+.4f} (one run)" if half is None else f"{mean:+.4f} ± {half:.4f}"
+
+
+def plot_study(path):
+    """Draws accuracy against the shift, ours and the report's; and all differences to relu."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    by_shift, versus = figure.subplots(1, 2)
+    found = study()
+    ours = {
+        row: [float(line["test_accuracy"]) for line in lines.values()]
+        for row, (_, lines, _) in found.items()
+        if lines
+    }
+    means = {row: np.mean(accuracies) for row, accuracies in ours.items()}
+    curves = {"2018, 200 epochs": EARLIER, f"ours, {found['relu'][0]} epochs": means}
+    for i, (label, accuracies) in enumerate(curves.items()):
+        shifts = [shift for shift in experiments.SHIFTS if f"shift {shift:g}" in accuracies]
+        values = [accuracies[f"shift {shift:g}"] for shift in shifts]
+        by_shift.plot(shifts, values, f"C{i}.-", label=f"GAAF_relu, {label}")
+        by_shift.axhline(accuracies["relu"], color=f"C{i}", ls="--", label=f"relu, {label}")
+    by_shift.set(xlabel="shift, slope 1 (s reaches further below zero to the right)")
+    by_shift.set(ylabel="test accuracy, last epoch")
+    by_shift.legend(fontsize="small")
+
+    rows = [row for row, (_, lines, plain) in found.items() if lines and lines != plain]
+    for y, row in enumerate(reversed(rows)):
+        mean, half = difference(*found[row][1:])
+        if mean is None:
+            continue
+        face = "none" if half is None else "C1"
+        versus.errorbar(mean, y, xerr=half, fmt="o", color="C1", mfc=face, capsize=3)
+    versus.set_yticks(range(len(rows)), reversed(rows))
+    versus.axvline(0, color="k", lw=1)
+    versus.set(xlabel="test accuracy − relu's; 95 % interval, hollow: one run")
+    for axes in (by_shift, versus):
+        axes.grid(alpha=0.3)
+    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
 def plot_results(path):
@@ -175,9 +227,7 @@ def plot_results(path):
 
 def benchmarks():
     """The rows of benchmarks/results.csv."""
-    path = ROOT / "benchmarks" / "results.csv"
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return experiments.read_results(ROOT / "benchmarks" / "results.csv")
 
 
 def benchmarks_table():
@@ -235,10 +285,10 @@ def plot_first_step(path):
 
 
 def plot_why(path):
-    """Draws what why.py has measured: gradients, inputs of the activations, training loss."""
+    """Draws what why.py has measured: gradients, inputs of the activations, loss, and depth."""
     found = json.loads((ROOT / "results" / "why.json").read_text(encoding="utf-8"))
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    gradients, inputs, loss = figure.subplots(1, 3)
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    (gradients, inputs), (loss, stem) = figure.subplots(2, 2)
     middle = (np.array(found["edges"][1:]) + found["edges"][:-1]) / 2
     for name, network in found["networks"].items():
         gradients.semilogy(list(network["gradients"][-1].values()), ".-", label=name)
@@ -247,9 +297,16 @@ def plot_why(path):
     gradients.set(xlabel="convolution", ylabel="mean |∂loss/∂kernel|, last epoch")
     inputs.set(xlabel="input of an activation", ylabel="share in 0.1 of x")
     loss.set(xlabel="epoch", ylabel="training loss")
-    for axes in (gradients, inputs, loss):
+    for name, by_depth in found["stem"].items():
+        depths = [int(depth) for depth in by_depth]
+        stem.semilogy(depths, list(by_depth.values()), ".-", label=name)
+    stem.axhline(LARGEST**0.5, color="k", ls=":", label="beyond, its square is infinite in float32")
+    stem.set(xlabel="depth", ylabel="mean |∂loss/∂kernel|, stem, untrained")
+    for axes in (gradients, inputs, loss, stem):
         axes.grid(alpha=0.3)
-    loss.legend(fontsize="small")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (loss, stem):
+        axes.legend(fontsize="small")
     runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
@@ -274,6 +331,7 @@ def readme(text):
 if __name__ == "__main__":
     plot_activations(ROOT / "docs" / "gaaf.png")
     plot_results(ROOT / "docs" / "curves.png")
+    plot_study(ROOT / "docs" / "study.png")
     plot_first_step(ROOT / "docs" / "first_step.png")
     plot_why(ROOT / "docs" / "why.png")
     path = ROOT / "README.md"

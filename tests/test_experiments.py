@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 from backends import once
 
@@ -62,6 +63,17 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
     assert "2 of 2 runs are done" in capsys.readouterr().out
     assert experiments.read_results(results) == lines
 
+    assert {line.pop("penalty") for line in lines} == {""}
+    experiments.add_penalties(runs, results)
+    after = experiments.read_results(results)
+    directories = {run.key(): run.directory for run in runs}
+    for line in after:
+        model = keras.models.load_model(directories[experiments.key_of(line)] / "final.keras")
+        kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) == 4]
+        penalty = 1e-4 * sum((kernel**2).sum() for kernel in kernels)
+        assert float(line.pop("penalty")) == pytest.approx(penalty, rel=1e-4)
+    assert after == lines
+
 
 def test_a_run_that_fails_is_told(tmp_path):
     run = experiments.Run("relu", 0, 1, "missing.npz", tmp_path)
@@ -70,10 +82,26 @@ def test_a_run_that_fails_is_told(tmp_path):
     assert "missing.npz" in (run.directory / "log.txt").read_text()
 
 
+def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
+    def popen(command, env, **others):
+        started.append(env)
+
+    started = []
+    monkeypatch.setattr(experiments.subprocess, "Popen", popen)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "false")  # what the user says goes
+    experiments.Run("relu", 0, 1, "digits", tmp_path).start()
+    assert started[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert started[0]["TF_FORCE_GPU_ALLOW_GROWTH"] == "false"
+
+
 def test_differences_are_paired_by_seed():
     def runs(*accuracies):
         return {str(i): {"test_accuracy": a} for i, a in enumerate(accuracies)}
 
-    assert make.difference(runs(0.81, 0.82, 0.83), runs(0.80, 0.80, 0.80)) == "+0.0200 ± 0.0248"
-    assert make.difference(runs(0.81), runs(0.80, 0.9)) == "+0.0100 (one run)"
-    assert make.difference(runs(0.81), {}) == ""
+    def words(*arguments):
+        return make.in_words(*make.difference(*arguments))
+
+    assert words(runs(0.81, 0.82, 0.83), runs(0.80, 0.80, 0.80)) == "+0.0200 ± 0.0248"
+    assert words(runs(0.81), runs(0.80, 0.9)) == "+0.0100 (one run)"
+    assert words(runs(0.81), {}) == ""

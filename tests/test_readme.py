@@ -25,9 +25,10 @@ def test_tables_are_current():
 def test_pictures_can_be_made(tmp_path):
     make.plot_activations(tmp_path / "gaaf.png")
     make.plot_results(tmp_path / "curves.png")
+    make.plot_study(tmp_path / "study.png")
     make.plot_first_step(tmp_path / "first_step.png")
     make.plot_why(tmp_path / "why.png")
-    for name in ("gaaf.png", "curves.png", "first_step.png", "why.png"):
+    for name in ("gaaf.png", "curves.png", "study.png", "first_step.png", "why.png"):
         assert (tmp_path / name).stat().st_size > 10_000
         assert f"](docs/{name})" in README and (ROOT / "docs" / name).exists()
 
