@@ -112,8 +112,7 @@ class Run:
 
     def history(self):
         """The epochs trained so far, rows of history.csv."""
-        rows = read_results(self.directory / "history.csv")
-        return [{k: float(v) for k, v in row.items()} for row in rows]
+        return read_history(self.directory / "history.csv")
 
     def result(self):
         """The line of the results."""
@@ -141,6 +140,11 @@ def read_results(path=RESULTS):
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def read_history(path):
+    """The rows of a history.csv, as numbers."""
+    return [{k: float(v) for k, v in row.items()} for row in read_results(path)]
 
 
 def add_result(result, path=RESULTS):

@@ -42,7 +42,6 @@ EARLIER = {
     "no s": 0.6603,
     "round": 0.8054,
 }
-LARGEST = float(np.finfo("float32").max)
 
 
 def value_and_gradient(function, x):
@@ -101,8 +100,7 @@ def results():
     """Yields (config, rows of the history) of every run kept in results/."""
     for directory in sorted(path.parent for path in (ROOT / "results").glob("*/config.json")):
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        rows = experiments.read_results(directory / "history.csv")
-        yield config, [{k: float(v) for k, v in row.items()} for row in rows]
+        yield config, experiments.read_history(directory / "history.csv")
 
 
 def results_table():
@@ -125,12 +123,16 @@ def results_table():
 
 
 def study():
-    """{row: (epochs, its longest runs, those of its plain row)}; runs are {seed: line}."""
+    """{row: (epochs, its longest runs, those of its plain row)}; runs are {seed: line}.
+
+    A plain row has none to be compared with.
+    """
     results, found = experiments.read_results(), {}
     for row in experiments.ROWS:
         epochs = max((int(x["epochs"]) for x in results if x["row"] == row), default=0)
         plain = experiments.plain_row(row)
-        found[row] = (epochs, *(runs_of(name, epochs, results) for name in (row, plain)))
+        versus = {} if plain == row else runs_of(plain, epochs, results)
+        found[row] = (epochs, runs_of(row, epochs, results), versus)
     return found
 
 
@@ -153,7 +155,7 @@ def study_table():
             [float(line[column] or "nan") for line in found.values()] for column in columns
         )
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
-        versus = "" if plain == found else in_words(*difference(found, plain))
+        versus = in_words(*difference(found, plain))
         parts = f"{np.subtract(loss, penalty).mean():.3f} + {np.mean(penalty):.3f}"
         measured = (f"{np.mean(test):.4f}{spread}", versus, f"{np.mean(best):.4f}")
         lines.append((row, earlier, *measured, f"{np.mean(train):.4f}", parts, len(test), epochs))
@@ -204,11 +206,10 @@ def plot_study(path):
     by_shift.set(ylabel="test accuracy, last epoch")
     by_shift.legend(fontsize="small")
 
-    rows = [row for row, (_, lines, plain) in found.items() if lines and lines != plain]
+    differences = {row: difference(lines, plain) for row, (_, lines, plain) in found.items()}
+    rows = [row for row, (mean, _) in differences.items() if mean is not None]
     for y, row in enumerate(reversed(rows)):
-        mean, half = difference(*found[row][1:])
-        if mean is None:
-            continue
+        mean, half = differences[row]
         face = "none" if half is None else "C1"
         versus.errorbar(mean, y, xerr=half, fmt="o", color="C1", mfc=face, capsize=3)
     versus.set_yticks(range(len(rows)), reversed(rows))
@@ -300,7 +301,8 @@ def plot_why(path):
     for name, by_depth in found["stem"].items():
         depths = [int(depth) for depth in by_depth]
         stem.semilogy(depths, list(by_depth.values()), ".-", label=name)
-    stem.axhline(LARGEST**0.5, color="k", ls=":", label="beyond, its square is infinite in float32")
+    limit = np.sqrt(np.finfo("float32").max)
+    stem.axhline(limit, color="k", ls=":", label="beyond, its square is infinite in float32")
     stem.set(xlabel="depth", ylabel="mean |∂loss/∂kernel|, stem, untrained")
     for axes in (gradients, inputs, loss, stem):
         axes.grid(alpha=0.3)
