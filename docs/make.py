@@ -142,34 +142,59 @@ def runs_of(row, epochs, results):
     return {x["seed"]: x for x in results if (x["row"], x["epochs"]) == wanted}
 
 
+def accuracy(line):
+    """The test accuracy of a line of the results."""
+    return float(line["test_accuracy"])
+
+
+def cross_entropy(line):
+    """The training loss of a line of the results without the weight penalty that is part of it."""
+    return float(line["train_loss"]) - penalty(line)
+
+
+def penalty(line):
+    """The weight penalty of a line of the results; nan while experiments.py has yet to add it."""
+    return float(line["penalty"] or "nan")
+
+
 def study_table():
-    """A line for each row of experiments.py: its longest runs, and their difference to relu."""
+    """A line for each row of experiments.py: its longest runs, and their differences to relu."""
     lines = []
     for row, (epochs, found, plain) in study().items():
         earlier = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
         if not epochs:
-            lines.append((row, earlier, "not run yet", *[""] * 6))
+            lines.append((row, earlier, "not run yet", *[""] * 8))
             continue
-        columns = ("test_accuracy", "best_test_accuracy", "train_accuracy", "train_loss", "penalty")
-        test, best, train, loss, penalty = (
-            [float(line[column] or "nan") for line in found.values()] for column in columns
+        test, entropy, weights = (
+            [measure(line) for line in found.values()]
+            for measure in (accuracy, cross_entropy, penalty)
+        )
+        best, train = (
+            np.mean([float(line[column]) for line in found.values()])
+            for column in ("best_test_accuracy", "train_accuracy")
         )
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
-        versus = in_words(*difference(found, plain))
-        parts = f"{np.subtract(loss, penalty).mean():.3f} + {np.mean(penalty):.3f}"
-        measured = (f"{np.mean(test):.4f}{spread}", versus, f"{np.mean(best):.4f}")
-        lines.append((row, earlier, *measured, f"{np.mean(train):.4f}", parts, len(test), epochs))
-    header = ("row", "2018 report", "test", "− relu", "best test", "training", "training loss")
-    return table((*header, "runs", "epochs"), lines)
+        lines.append(
+            (
+                *(row, earlier, f"{np.mean(test):.4f}{spread}"),
+                in_words(*difference(found, plain, accuracy)),
+                *(f"{best:.4f}", f"{train:.4f}", f"{np.mean(entropy):.3f}"),
+                in_words(*difference(found, plain, cross_entropy), digits=3),
+                *(f"{np.mean(weights):.3f}", len(test), epochs),
+            )
+        )
+    header = ("row", "2018 report", "test", "− relu", "best test", "training")
+    header += ("cross-entropy", "− relu", "penalty", "runs", "epochs")
+    return table(header, lines)
 
 
-def difference(runs_of_row, runs_of_plain):
-    """The mean difference in test accuracy, paired by seed, and half of its 95 % interval.
+def difference(runs_of_row, runs_of_plain, measure):
+    """The mean difference of a measure of each run, paired by seed, and half of its 95 % interval.
 
     Half is None where there is one pair alone, and both are where there is none.
     """
     pairs = [
-        float(line["test_accuracy"]) - float(runs_of_plain[seed]["test_accuracy"])
+        measure(line) - measure(runs_of_plain[seed])
         for seed, line in runs_of_row.items()
         if seed in runs_of_plain
     ]
@@ -178,24 +203,24 @@ def difference(runs_of_row, runs_of_plain):
     return np.mean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
 
 
-def in_words(mean, half):
+def in_words(mean, half, digits=4):
     """A difference as the table shows it."""
     if mean is None:
         return ""
-    return f"{mean:+.4f} (one run)" if half is None else f"{mean:+.4f} ± {half:.4f}"
+    ending = "(one run)" if half is None else f"± {half:.{digits}f}"
+    return f"{mean:+.{digits}f} {ending}"
 
 
 def plot_study(path):
     """Draws accuracy against the shift, ours and the report's; and all differences to relu."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    by_shift, versus = figure.subplots(1, 2)
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    by_shift, *versus = figure.subplots(1, 3)
     found = study()
-    ours = {
-        row: [float(line["test_accuracy"]) for line in lines.values()]
+    means = {
+        row: np.mean([accuracy(line) for line in lines.values()])
         for row, (_, lines, _) in found.items()
         if lines
     }
-    means = {row: np.mean(accuracies) for row, accuracies in ours.items()}
     curves = {"2018, 200 epochs": EARLIER, f"ours, {found['relu'][0]} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):
         shifts = [shift for shift in experiments.SHIFTS if f"shift {shift:g}" in accuracies]
@@ -206,18 +231,27 @@ def plot_study(path):
     by_shift.set(ylabel="test accuracy, last epoch")
     by_shift.legend(fontsize="small")
 
-    differences = {row: difference(lines, plain) for row, (_, lines, plain) in found.items()}
+    measures = {"test accuracy": accuracy, "training cross-entropy": cross_entropy}
+    for axes, (name, measure) in zip(versus, measures.items(), strict=True):
+        plot_differences(axes, found, measure)
+        axes.set(xlabel=f"{name} − that of relu (or tanh)")
+        axes.set_title("95 % interval; hollow: one run", fontsize="small")
+    versus[1].set_yticklabels([])
+    for axes in (by_shift, *versus):
+        axes.grid(alpha=0.3)
+    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def plot_differences(axes, found, measure):
+    """Draws a line for each row that has a plain one to be compared with."""
+    differences = {row: difference(*pair, measure) for row, (_, *pair) in found.items()}
     rows = [row for row, (mean, _) in differences.items() if mean is not None]
     for y, row in enumerate(reversed(rows)):
         mean, half = differences[row]
         face = "none" if half is None else "C1"
-        versus.errorbar(mean, y, xerr=half, fmt="o", color="C1", mfc=face, capsize=3)
-    versus.set_yticks(range(len(rows)), reversed(rows))
-    versus.axvline(0, color="k", lw=1)
-    versus.set(xlabel="test accuracy − relu's; 95 % interval, hollow: one run")
-    for axes in (by_shift, versus):
-        axes.grid(alpha=0.3)
-    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+        axes.errorbar(mean, y, xerr=half, fmt="o", color="C1", mfc=face, capsize=3)
+    axes.set_yticks(range(len(rows)), reversed(rows))
+    axes.axvline(0, color="k", lw=1)
 
 
 def plot_results(path):
@@ -292,10 +326,13 @@ def plot_why(path):
     (gradients, inputs), (loss, stem) = figure.subplots(2, 2)
     middle = (np.array(found["edges"][1:]) + found["edges"][:-1]) / 2
     for name, network in found["networks"].items():
-        gradients.semilogy(list(network["gradients"][-1].values()), ".-", label=name)
+        epochs = [list(epoch.values()) for epoch in network["gradients"]]
+        (line,) = gradients.semilogy(epochs[-1], ".-", label=name)
+        gradients.semilogy(epochs[0], ":", color=line.get_color())
         inputs.plot(middle, network["inputs"], label=name)
         loss.plot(range(1, len(network["loss"]) + 1), network["loss"], ".-", label=name)
-    gradients.set(xlabel="convolution", ylabel="mean |∂loss/∂kernel|, last epoch")
+    gradients.set(xlabel="convolution", ylabel="mean |∂loss/∂kernel|")
+    gradients.set_title("after the last epoch; dotted: after the first", fontsize="small")
     inputs.set(xlabel="input of an activation", ylabel="share in 0.1 of x")
     loss.set(xlabel="epoch", ylabel="training loss")
     for name, by_depth in found["stem"].items():

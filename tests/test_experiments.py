@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from backends import once
 
@@ -99,9 +100,16 @@ def test_differences_are_paired_by_seed():
     def runs(*accuracies):
         return {str(i): {"test_accuracy": a} for i, a in enumerate(accuracies)}
 
-    def words(*arguments):
-        return make.in_words(*make.difference(*arguments))
+    def words(*arguments, **others):
+        return make.in_words(*make.difference(*arguments, make.accuracy), **others)
 
-    assert words(runs(0.81, 0.82, 0.83), runs(0.80, 0.80, 0.80)) == "+0.0200 ± 0.0248"
+    three, plain = runs(0.81, 0.82, 0.83), runs(0.80, 0.80, 0.80)
+    assert words(three, plain) == "+0.0200 ± 0.0248"
+    assert words(three, plain, digits=3) == "+0.020 ± 0.025"
     assert words(runs(0.81), runs(0.80, 0.9)) == "+0.0100 (one run)"
     assert words(runs(0.81), {}) == ""
+
+
+def test_cross_entropy_is_the_loss_without_the_penalty():
+    assert make.cross_entropy({"train_loss": "0.5", "penalty": "0.125"}) == 0.375
+    assert np.isnan(make.cross_entropy({"train_loss": "0.5", "penalty": ""}))  # not added yet
