@@ -33,6 +33,7 @@ ROWS = {
     "round": {"shift": -1, "wave": "round"},
     "paper": PAPER,
     "paper, limit wave": {**PAPER, "wave": "none"},
+    "fading, paper, off at 20 %": {**PAPER, "fade": 0.2, "fade_steps": 1},
     "fading, paper, off at 40 %": {**PAPER, "fade": 0.4, "fade_steps": 1},
     "fading, paper, to 80 %": {**PAPER, "fade": 0.8},
     "fading, shift 1, off at 40 %": {"shift": 1, "fade": 0.4, "fade_steps": 1},

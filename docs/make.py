@@ -341,6 +341,7 @@ def plot_why(path):
     limit = np.sqrt(np.finfo("float32").max)
     stem.axhline(limit, color="k", ls=":", label="beyond, its square is infinite in float32")
     stem.set(xlabel="depth", ylabel="mean |∂loss/∂kernel|, stem, untrained")
+    stem.set_ylim(top=1e36)  # so that the legend hides nothing
     for axes in (gradients, inputs, loss, stem):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
