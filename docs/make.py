@@ -142,49 +142,52 @@ def runs_of(row, epochs, results):
     return {x["seed"]: x for x in results if (x["row"], x["epochs"]) == wanted}
 
 
-def accuracy(line):
-    """The test accuracy of a line of the results."""
-    return float(line["test_accuracy"])
+def column(name):
+    """A measure of a run: the number in a column of its line; nan while experiments.py lacks it."""
+    return lambda line: float(line[name] or "nan")
+
+
+accuracy, penalty = column("test_accuracy"), column("penalty")
 
 
 def cross_entropy(line):
-    """The training loss of a line of the results without the weight penalty that is part of it."""
-    return float(line["train_loss"]) - penalty(line)
+    """A measure of a run: its training loss without the weight penalty that is part of it."""
+    return column("train_loss")(line) - penalty(line)
 
 
-def penalty(line):
-    """The weight penalty of a line of the results; nan while experiments.py has yet to add it."""
-    return float(line["penalty"] or "nan")
+def mean_of(found, measure):
+    """The mean of a measure over runs, {seed: line of the results}."""
+    return np.mean([measure(line) for line in found.values()])
 
 
 def study_table():
     """A line for each row of experiments.py: its longest runs, and their differences to relu."""
+    header = ("row", "2018 report", "test", "− relu", "best test", "training")
+    header += ("cross-entropy", "− relu", "penalty", "runs", "epochs")
     lines = []
     for row, (epochs, found, plain) in study().items():
         earlier = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
         if not epochs:
-            lines.append((row, earlier, "not run yet", *[""] * 8))
+            known = (row, earlier, "not run yet")
+            lines.append((*known, *[""] * (len(header) - len(known))))
             continue
-        test, entropy, weights = (
-            [measure(line) for line in found.values()]
-            for measure in (accuracy, cross_entropy, penalty)
-        )
-        best, train = (
-            np.mean([float(line[column]) for line in found.values()])
-            for column in ("best_test_accuracy", "train_accuracy")
-        )
+        test = [accuracy(line) for line in found.values()]
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         lines.append(
             (
-                *(row, earlier, f"{np.mean(test):.4f}{spread}"),
+                row,
+                earlier,
+                f"{np.mean(test):.4f}{spread}",
                 in_words(*difference(found, plain, accuracy)),
-                *(f"{best:.4f}", f"{train:.4f}", f"{np.mean(entropy):.3f}"),
+                f"{mean_of(found, column('best_test_accuracy')):.4f}",
+                f"{mean_of(found, column('train_accuracy')):.4f}",
+                f"{mean_of(found, cross_entropy):.3f}",
                 in_words(*difference(found, plain, cross_entropy), digits=3),
-                *(f"{np.mean(weights):.3f}", len(test), epochs),
+                f"{mean_of(found, penalty):.3f}",
+                len(test),
+                epochs,
             )
         )
-    header = ("row", "2018 report", "test", "− relu", "best test", "training")
-    header += ("cross-entropy", "− relu", "penalty", "runs", "epochs")
     return table(header, lines)
 
 
@@ -216,11 +219,7 @@ def plot_study(path):
     figure = Figure(figsize=(14, 5), layout="constrained")
     by_shift, *versus = figure.subplots(1, 3)
     found = study()
-    means = {
-        row: np.mean([accuracy(line) for line in lines.values()])
-        for row, (_, lines, _) in found.items()
-        if lines
-    }
+    means = {row: mean_of(lines, accuracy) for row, (_, lines, _) in found.items() if lines}
     curves = {"2018, 200 epochs": EARLIER, f"ours, {found['relu'][0]} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):
         shifts = [shift for shift in experiments.SHIFTS if f"shift {shift:g}" in accuracies]
@@ -235,7 +234,6 @@ def plot_study(path):
     for axes, (name, measure) in zip(versus, measures.items(), strict=True):
         plot_differences(axes, found, measure)
         axes.set(xlabel=f"{name} − that of relu (or tanh)")
-        axes.set_title("95 % interval; hollow: one run", fontsize="small")
     versus[1].set_yticklabels([])
     for axes in (by_shift, *versus):
         axes.grid(alpha=0.3)
@@ -252,6 +250,7 @@ def plot_differences(axes, found, measure):
         axes.errorbar(mean, y, xerr=half, fmt="o", color="C1", mfc=face, capsize=3)
     axes.set_yticks(range(len(rows)), reversed(rows))
     axes.axvline(0, color="k", lw=1)
+    axes.set_title("95 % interval; hollow: one run", fontsize="small")
 
 
 def plot_results(path):
