@@ -4,8 +4,7 @@ import keras
 from keras import layers
 
 import gaaf
-from depths import BLOCKS, Block, block_and_count
-from resnet_v1 import classifier, conv, image_input
+from resnet_v1 import Block, block_and_count, classifier, conv, image_input
 
 # Filters of each stage: within a block, and of its output. He et al. have 16, 32 and 64 within
 # bottlenecks; these are the wider ones of the Keras CIFAR-10 example.
@@ -21,6 +20,7 @@ def resnet_v2(
     num_classes: int = 10,
     activation: gaaf.Activation = "relu",
     block: Block | None = None,
+    weight_decay: float = 1e-4,
 ) -> keras.Model:
     """Builds a ResNet v2, y = x + F(x), as a plain Keras functional model.
 
@@ -35,6 +35,7 @@ def resnet_v2(
         num_classes: Number of classes, at least 2. Default 10.
         activation: Anything `gaaf.get` takes: "relu" (default), "GAAF_relu", a `gaaf.GAAF`, …
         block: "bottleneck" (default) or "basic".
+        weight_decay: Factor of the L2 penalty on the convolutions' kernels. Default 1e-4; 0: none.
 
     Returns:
         `keras.Model` from images, float (batch, height, width, channels), to class probabilities,
@@ -47,7 +48,7 @@ def resnet_v2(
         [Identity Mappings in Deep Residual Networks](https://arxiv.org/abs/1603.05027), He et al.
         2016, figure 1b; filters as in the Keras CIFAR-10 ResNet example.
     """
-    block, n = block_and_count(depth, block, BLOCKS[2])
+    block, n = block_and_count(depth, block, version=2)
     activation = gaaf.get(activation)
 
     def bn_act(x, name):
@@ -55,7 +56,7 @@ def resnet_v2(
         return layers.Activation(activation, name=name)(x)
 
     inputs = image_input(input_shape)
-    x = bn_act(conv(inputs, 16, 3, "stem_conv"), "stem_act")
+    x = bn_act(conv(inputs, 16, 3, "stem_conv", 1, weight_decay), "stem_act")
     for stage, (inner, outer) in enumerate(FILTERS[block], 1):
         convolutions = [(inner, 3), (outer, 3)]
         if block == "bottleneck":
@@ -67,8 +68,9 @@ def resnet_v2(
             for i, (width, kernel_size) in enumerate(convolutions, 1):
                 if (stage, index, i) != (1, 1, 1):
                     y = bn_act(y, f"{name}_act{i}")
-                y = conv(y, width, kernel_size, f"{name}_conv{i}", strides if i == 1 else 1)
+                first = strides if i == 1 else 1
+                y = conv(y, width, kernel_size, f"{name}_conv{i}", first, weight_decay)
             if x.shape != y.shape:
-                x = conv(x, outer, 1, f"{name}_projection", strides)
+                x = conv(x, outer, 1, f"{name}_projection", strides, weight_decay)
             x = layers.Add(name=f"{name}_add")([x, y])
     return classifier(inputs, bn_act(x, "final_act"), num_classes, f"resnet{depth}_v2")

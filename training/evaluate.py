@@ -7,40 +7,47 @@ import keras
 import numpy as np
 
 import gaaf  # noqa: F401, so that Keras knows what the saved model is made of
-from data import IMAGE_SHAPE, NUM_CLASSES, load
+from training import Mistake
+from training.data import load
+
+MANY = 20  # classes, of which a table of all would not fit the screen
+WORST = 10
 
 
 def evaluate(path, data=None):
-    """Prints loss, accuracy and a confusion table of a model on the test images.
+    """Prints loss, accuracy and the confusions of a model on the test images.
 
     Args:
         path: A run's directory, of which final.keras is taken, or best.keras where the run has not
             ended; or a .keras file.
-        data: What `data.load` takes. Default: the data that the run was trained on.
+        data: What `training.data.load` takes. Default: the data that the run was trained on.
 
     Raises:
-        ValueError: if there is no such model, or it or the data cannot be used.
+        Mistake: if there is no such model, or it or the data cannot be used.
     """
     path = model_path(path)
     model = load_model(path)
     images = load(data_of(path) if data is None else data)
+    require_fitting(model, images, path)
     probabilities = model.predict(images.x_test, batch_size=128, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(images.y_test, probabilities)
     loss = float(keras.ops.mean(losses)) + sum(float(penalty) for penalty in model.losses)
     predicted = probabilities.argmax(axis=1)
+    counts = np.zeros((probabilities.shape[1],) * 2, int)
+    np.add.at(counts, (images.y_test, predicted), 1)
     print(f"{path}: {len(predicted):,} test images")
     print(f"loss {loss:.4f}, accuracy {np.mean(predicted == images.y_test):.4f}")
-    print(confusion_table(images.y_test, predicted))
+    print(worst_confusions(counts) if len(counts) > MANY else confusion_table(counts))
 
 
 def model_path(path):
     """The file of the model."""
-    path = Path(path)
+    path = Path(path).expanduser()
     candidates = [path / "final.keras", path / "best.keras"] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise ValueError(
+    raise Mistake(
         "evaluate: allowed is the directory of a run with at least one epoch, or a .keras file; "
         f"received '{path}'"
     )
@@ -49,19 +56,23 @@ def model_path(path):
 def load_model(path):
     """The model, which takes raw images and returns class probabilities."""
     try:
-        model = keras.models.load_model(path, compile=False)  # in safe mode: no code of its own
-        shapes = model.input_shape, model.output_shape
+        return keras.models.load_model(path, compile=False)  # in safe mode: no code of its own
     except Exception as error:  # of the many kinds that a file not made by Keras leads to
-        raise ValueError(
+        raise Mistake(
             f"evaluate: allowed is a model saved by Keras, without code of its own; received "
             f"'{path}', which cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
-    if shapes != ((None, *IMAGE_SHAPE), (None, NUM_CLASSES)):
-        raise ValueError(
-            f"evaluate: allowed is a model from {(None, *IMAGE_SHAPE)} to {(None, NUM_CLASSES)}; "
+
+
+def require_fitting(model, images, path):
+    """Raises `Mistake` if the model is not one from such images to their classes."""
+    wanted = (None, *images.image_shape), (None, images.num_classes)
+    shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    if shapes != wanted:
+        raise Mistake(
+            f"evaluate: allowed is a model from {wanted[0]} to {wanted[1]}, as the data has them; "
             f"received '{path}', from {shapes[0]} to {shapes[1]}"
         )
-    return model
 
 
 def data_of(path):
@@ -70,17 +81,28 @@ def data_of(path):
     try:
         return json.loads(config.read_text(encoding="utf-8"))["settings"]["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise Mistake(
             f"data: {config} does not say on what to test ({error}); give --data"
         ) from error
 
 
-def confusion_table(labels, predicted):
+def confusion_table(counts):
     """Counts of each predicted class, a row for each true class, and the share that is right."""
-    counts = np.zeros((NUM_CLASSES, NUM_CLASSES), int)
-    np.add.at(counts, (labels, predicted), 1)
-    lines = ["true \\ predicted" + "".join(f"{i:6}" for i in range(NUM_CLASSES)) + "    right"]
+    width = max(3, len(str(counts.max())), len(str(len(counts) - 1))) + 1
+    lines = ["true \\ predicted".ljust(16), *(f"{i:{width}}" for i in range(len(counts)))]
+    lines = ["".join(lines) + "   right"]
     for i, row in enumerate(counts):
-        right = f"{row[i] / row.sum():9.4f}" if row.sum() else "        –"
-        lines.append(f"{i:16}" + "".join(f"{count:6}" for count in row) + right)
+        right = f"{row[i] / row.sum():8.4f}" if row.sum() else "       –"
+        lines.append(f"{i:16}" + "".join(f"{count:{width}}" for count in row) + right)
+    return "\n".join(lines)
+
+
+def worst_confusions(counts):
+    """The most frequent confusions of one class with another."""
+    wrong = counts - np.diag(np.diag(counts))
+    lines = [f"the {WORST} worst confusions, of {wrong.sum()}:", "  true  predicted  images  of"]
+    for flat in np.argsort(-wrong, axis=None, kind="stable")[:WORST]:
+        true, predicted = divmod(int(flat), len(counts))
+        n, of = wrong[true, predicted], counts[true].sum()
+        lines.append(f"{true:6}{predicted:11}{n:8}{of:4}")
     return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""The state after an epoch, saved and restored, in one file that is whole or not there."""
+
+import json
+import zipfile
+
+from training import devices
+from training.files import replace_file
+
+HISTORY = "history.json"  # inside a checkpoint
+
+
+def best_of(rows):
+    """The row of the first epoch with the highest test accuracy, or else the lowest test loss."""
+    return max(rows, key=lambda row: row.get("val_accuracy", -row["val_loss"]))
+
+
+class Checkpoints:
+    """The states of a run, kept after every epoch.
+
+    A checkpoint is the saved model, with the optimizer's state, and in the same archive the history
+    so far. The last two stay, and for each of them the one of its best epoch.
+
+    Args:
+        directory: `pathlib.Path` of the run.
+    """
+
+    def __init__(self, directory):
+        self.folder = directory / "checkpoints"
+
+    def path(self, epoch):
+        """The file of an epoch, counted from 1."""
+        return self.folder / f"{epoch:04}.keras"
+
+    def latest_epoch(self):
+        """The epoch of the latest checkpoint, or 0."""
+        return max((int(path.stem) for path in self.folder.glob("*.keras")), default=0)
+
+    def save(self, model, rows):
+        """Saves the state after the last epoch of the history."""
+        self.folder.mkdir(exist_ok=True)
+
+        def write(temporary):
+            with devices.alone():  # the first of several processes saves
+                model.save(temporary)
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(HISTORY, json.dumps(rows))
+
+        epoch = rows[-1]["epoch"]
+        replace_file(self.path(epoch), write)
+        needed = set()
+        for history in filter(None, (rows, rows[:-1])):
+            needed |= {self.path(history[-1]["epoch"]), self.path(best_of(history)["epoch"])}
+        for path in set(self.folder.glob("*.keras")) - needed:
+            path.unlink()
+
+    def history(self):
+        """The history in the latest checkpoint that is whole, or []."""
+        for path in sorted(self.folder.glob("*.keras"), reverse=True):
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    if damaged := archive.testzip():  # compares what is in it with its checksums
+                        raise zipfile.BadZipFile(f"{damaged} is damaged")
+                    return json.loads(archive.read(HISTORY))
+            except Exception as error:  # of the many that a flipped bit has zipfile raise
+                reason = " ".join(str(error).split()) or type(error).__name__
+                print(f"Warning: {path} is damaged ({reason}); the one before it is used")
+        return []
+
+    def restore(self, model, epoch):
+        """Loads the state after an epoch into a model: its weights, and if it is compiled, all."""
+        model.load_weights(self.path(epoch))

@@ -1,0 +1,141 @@
+"""A run's directory: its lock, its files, whole or not there, and CSV in and out. No Keras."""
+
+import csv
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from training import Mistake
+
+# All that a run writes into its directory.
+FILES = ("config.json", "history.csv", "curves.png", "best.keras", "final.keras")
+FOLDERS = ("checkpoints", "tensorboard", ".unfinished")
+
+
+class CannotWrite(OSError):
+    """A file cannot be written, as when the disk is full."""
+
+
+@contextmanager
+def writing(path):
+    """Raises `CannotWrite`, with the path, for what the system refuses within it."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def replace_file(path, write):
+    """Has `write(temporary_path)` write the file, then puts it in place as a whole."""
+    path = Path(path)
+    # In a folder of its own, as Keras puts temporary files of its own beside what it saves.
+    folder = path.parent / ".unfinished"
+    try:
+        with writing(path):
+            folder.mkdir(exist_ok=True)
+            temporary = folder / path.name
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path, text):
+    """Writes a text file."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_config(directory, config):
+    """Writes config.json."""
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    write_text(directory / "config.json", text)
+
+
+def write_csv(path, rows):
+    """Writes dictionaries, by column, as a CSV file with a header; what a row lacks is empty."""
+
+    def write(temporary):
+        columns = dict.fromkeys(name for row in rows for name in row)
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    replace_file(path, write)
+
+
+def read_csv(path):
+    """The rows of a CSV file as dictionaries of text; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_history(path):
+    """The rows of a history.csv, as numbers."""
+    return [{k: float(v or "nan") for k, v in row.items()} for row in read_csv(path)]
+
+
+def plot_curves(path, label, rows):
+    """Draws loss and accuracy against the epoch, training dashed and test solid.
+
+    Args:
+        path: The .png file to write.
+        label: Name of the run in the legend.
+        rows: Those of history.csv.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    quantities = [name for name in ("loss", "accuracy") if name in rows[-1]]
+    (plots,) = figure.subplots(1, len(quantities), squeeze=False)
+    for axes, quantity in zip(plots, quantities, strict=True):
+        for prefix, split, line in (("", "train", "--"), ("val_", "test", "-")):
+            values = [row.get(prefix + quantity) for row in rows]
+            epochs = [row["epoch"] for row in rows]
+            axes.plot(epochs, values, f"C0{line}", marker=".", label=f"{label} {split}")
+        axes.set(xlabel="epoch", ylabel=quantity)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+class InUse(Mistake):
+    """Another process trains in the directory."""
+
+
+@contextmanager
+def locked(directory):
+    """Keeps other processes out of a run's directory; raises `InUse` where one is in it."""
+    import filelock
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"output_dir: the directory cannot be made: {error}") from error
+    try:
+        with filelock.FileLock(directory / ".lock", timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise InUse(
+            "output_dir: allowed is a directory that no other process trains in; "
+            f"received '{directory}'"
+        ) from error
+
+
+def remove_run(directory):
+    """Removes what a run has written into its directory, and nothing else."""
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def written(directory):
+    """The names of the files and folders of a run that there are."""
+    return sorted(name for name in FILES + FOLDERS if (directory / name).exists())

@@ -1,0 +1,165 @@
+"""What decides a run: settings, code, data and optimizer; and where it lies. No Keras.
+
+config.json keeps all four, so that a directory is gone on with by the same training alone.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import inspect
+import json
+from pathlib import Path
+
+from training import Mistake
+
+# Settings that change no weight, or that let the run only go on for longer.
+FREE = ("data", "output_dir", "overwrite", "ignore_changes", "gradient_histograms", "epochs")
+WAYS_OUT = (
+    "replace the run with --overwrite, choose another --output-dir, or go on all the same with "
+    "--ignore-changes"
+)
+
+
+def directory_of(settings):
+    """The directory of the run; two runs have the same one if what decides them is the same."""
+    if settings.output_dir != "auto":
+        return Path(settings.output_dir)
+    deciding = {k: v for k, v in dataclasses.asdict(settings).items() if k not in FREE}
+    deciding["data"] = settings.data
+    digest = hashlib.sha256(repr(deciding).encode()).hexdigest()[:6]
+    data = Path(settings.data).name.split(".")[0]
+    network = f"resnet{settings.depth}_v{settings.version}"
+    return Path("runs") / f"{data}-{network}-{settings.activation}-{digest}"
+
+
+def identity_of(settings, data=None, optimizer=None):
+    """What config.json keeps of the run; what is not known yet is left out."""
+    identity = {
+        "settings": dataclasses.asdict(settings),
+        "sources": sources(Path(inspect.getfile(type(settings)))),
+    }
+    if data is not None:
+        identity["data"] = digest_of_arrays(data)
+    if optimizer is not None:
+        identity["optimizer"] = json.loads(json.dumps(optimizer, default=str))
+    return identity
+
+
+def require_same_run(settings, **known):
+    """Raises `Mistake` if the directory holds a run that this one does not go on with.
+
+    Returns in words what has changed since, where the settings say to go on all the same.
+
+    Args:
+        settings: The settings of main.py.
+        known: What `identity_of` takes, as far as it is known.
+    """
+    directory = directory_of(settings)
+    config = directory / "config.json"
+    if settings.overwrite or not config.exists():
+        return ""
+    try:
+        before = json.loads(config.read_text(encoding="utf-8"))
+        defaults = dataclasses.asdict(type(settings)())
+        before["settings"] = defaults | before["settings"]  # it may be older than some setting
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Mistake(
+            f"output_dir: {config} cannot be read ({error}); choose another directory, or replace "
+            "what is in it with --overwrite"
+        ) from error
+    now = identity_of(settings, **known)
+    if differing := _differing_settings(before, now):
+        raise Mistake(
+            f"output_dir: '{directory}' holds a run with {differing}; choose another directory, "
+            "or replace that run with --overwrite"
+        )
+    changed = _changed(before, now)
+    if changed and not settings.ignore_changes:
+        raise Mistake(
+            f"output_dir: '{directory}' holds a run made before {changed} changed; {WAYS_OUT}"
+        )
+    return changed
+
+
+def _differing_settings(before, now):
+    other_data = "data" in now and before.get("data") != now["data"]
+    before, now = before["settings"], now["settings"]
+    names = [name for name in now if name not in FREE and before[name] != now[name]]
+    if now["epochs"] < before["epochs"]:
+        names.append("epochs")
+    if other_data and before["data"] != now["data"]:
+        names.append("data")
+    return ", ".join(f"{name} {before[name]!r}, not {now[name]!r}" for name in names)
+
+
+def _changed(before, now):
+    """Which source files, and whether data or optimizer, are others than before, in words."""
+    old, new = before.get("sources", {}), now["sources"]
+    changed = sorted(name for name in old | new if old.get(name) != new.get(name))
+    if "data" in now and before.get("data") != now["data"]:
+        changed.append("the data")
+    if "optimizer" in now and before.get("optimizer") != now["optimizer"]:
+        changed.append("the optimizer")
+    return ", ".join(changed)
+
+
+def digest_of_arrays(arrays):
+    """A digest of the images and labels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def sources(script):
+    """{path: digest} of a script and of what it imports from beside itself, at any remove."""
+    root, todo, found = script.parent, [script], {}
+    while todo:
+        path = todo.pop()
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found[path.relative_to(root).as_posix()] = digest_of_code(tree)
+        for name in _imported(tree):
+            file = root / (name.replace(".", "/") + ".py")
+            if file.is_file() and file.relative_to(root).as_posix() not in found:
+                todo.append(file)
+    return dict(sorted(found.items()))
+
+
+def _imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def digest_of_code(tree):
+    """A digest of a syntax tree, without docstrings and without the values of the settings."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_text(body[0]):
+            node.body = body[1:]
+        if isinstance(node, ast.ClassDef) and node.name == "Settings":
+            for field in node.body:  # config.json has them as settings
+                if isinstance(field, ast.AnnAssign):
+                    field.value = None
+    return hashlib.sha256(repr(_nested(tree)).encode()).hexdigest()[:16]
+
+
+def _is_text(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _nested(node):
+    """A syntax tree as nested tuples that all versions of Python make alike.
+
+    Those of ast.dump differ: of late it leaves empty fields out, and nodes have gained some.
+    """
+    if isinstance(node, list):
+        return tuple(map(_nested, node))
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    return type(node).__name__, *((name, _nested(value)) for name, value in fields)

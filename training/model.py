@@ -1,0 +1,165 @@
+"""The model to train, its optimizer, and what changes of them from epoch to epoch."""
+
+import contextlib
+import difflib
+import math
+
+import keras
+
+import gaaf
+from resnet_v1 import block_and_count, resnet_v1
+from resnet_v2 import resnet_v2
+from training import Mistake, normalization
+
+RESNETS = {1: resnet_v1, 2: resnet_v2}
+RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
+# From this number of layers on, optimising TensorFlow's graph costs more than it brings.
+DEEP = 500
+
+
+def require_buildable(settings):
+    """Raises `Mistake` for a depth or an activation that is none; before any data is read."""
+    try:
+        block_and_count(settings.depth, None, settings.version)
+        activation_of(settings)
+    except (ValueError, TypeError) as error:
+        raise Mistake(str(error)) from error
+    if keras.config.floatx() != "float32":
+        raise Mistake(
+            "floatx: allowed in keras.json is float32 (precision says what to compute in); "
+            f"received {keras.config.floatx()}"
+        )
+
+
+def activation_of(settings, strength=1.0):
+    """The activation that the settings name; any Keras activation gets GAAF by GAAF_ before it."""
+    name = settings.activation.removeprefix("GAAF_")
+    known = [x for x in dir(keras.activations) if x.islower() and not x.startswith("_")]
+    known = sorted(set(known) - {"deserialize", "serialize", "get"})
+    if name not in known:
+        names = [*known, *(f"GAAF_{x}" for x in known)]
+        nearest = ", ".join(difflib.get_close_matches(settings.activation, names, 3, 0))
+        raise Mistake(
+            "activation: allowed is the name of a Keras activation, with GAAF_ before it or not, "
+            f"nearest {nearest}; received {settings.activation!r}"
+        )
+    if name == settings.activation:
+        return gaaf.get(name)
+    return gaaf.GAAF(
+        name,
+        shift=settings.shift,
+        slope=settings.slope,
+        frequency=settings.frequency,
+        wave=None if settings.wave == "none" else settings.wave,
+        shape=None if settings.shape == "none" else settings.shape,
+        strength=strength,
+    )
+
+
+def build(settings, data, strength=1.0):
+    """Returns the model to train and to save: it takes raw images, and normalises them itself.
+
+    Args:
+        settings: The settings of main.py.
+        data: `training.data.Data`; its shape of images and number of classes are the model's.
+        strength: Of GAAF. Default 1.0.
+
+    Returns:
+        `keras.Model` from uint8 images to class probabilities, not compiled.
+    """
+    resnet, l2 = RESNETS[settings.version], settings.weight_decay
+    mean = data.x_train.mean(axis=0, dtype="float64") if settings.subtract_pixel_mean else 0.0
+    with dtype_policy(settings.precision):
+        network = resnet(
+            data.image_shape,
+            settings.depth,
+            data.num_classes,
+            activation_of(settings, strength),
+            weight_decay=0 if settings.optimizer == "adamw" else l2,
+        )
+        model = keras.Sequential(
+            [
+                keras.Input(data.image_shape, dtype="uint8", name="raw_image"),
+                keras.layers.Rescaling(1 / 255, -mean / 255, dtype="float32", name="normalization"),
+                network,
+            ],
+            name=f"{network.name}_of_raw_images",
+        )
+    normalization.speed_up(network)
+    if len(network.layers) > DEEP and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    return model
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    """Sets Keras' dtype policy for a while; a model of mixed_float16 scales its loss."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def optimizer(settings):
+    """Returns the optimizer of the settings."""
+    rate = learning_rate(settings)
+    if settings.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    if settings.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    # A step of SGD at its rate of 0.1 shrinks a weight by 0.1 · 2 · weight_decay, from the penalty
+    # in the loss; this one is to begin with the same, for the same weights.
+    adamw = keras.optimizers.AdamW(rate, 2 * settings.weight_decay * RATES["sgd"] / rate)
+    adamw.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "classifier"])
+    return adamw
+
+
+def make_variables(model):
+    """Makes the variables that a compiled model trains with, to be restored, and traced once."""
+    model.optimizer.build(model.trainable_variables)
+    if keras.backend.backend() == "tensorflow":
+        # Made while the step is being traced, those of the metrics would have it traced twice.
+        x = keras.ops.zeros((1, *model.input_shape[1:]), "uint8")
+        classes = model.output_shape[-1]
+        probabilities = keras.ops.full((1, classes), 1 / classes)
+        model.compute_metrics(x, keras.ops.zeros((1,)), probabilities)
+        model.reset_metrics()
+
+
+def learning_rate(settings):
+    """The learning rate that the training begins with."""
+    rate = settings.learning_rate
+    return RATES[settings.optimizer] if rate == "auto" else rate
+
+
+def learning_rate_at(epoch, settings):
+    """The learning rate of an epoch, counted from 0."""
+    rate = learning_rate(settings)
+    if settings.schedule == "cosine":
+        return rate * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    if settings.schedule == "step":
+        for mark, factor in ((180, 5e-4), (160, 1e-3), (120, 1e-2), (80, 1e-1)):
+            if epoch * 200 >= mark * settings.epochs:
+                return rate * factor
+    return rate
+
+
+def phases(settings):
+    """Yields (first epoch, its end, strength of GAAF): from 1 down to 0 where it is to fade."""
+    first, end = 0, round(settings.fade * settings.epochs, 9)  # 0.07 · 100 is more than 7
+    for step in range(settings.fade_steps if end else 0):
+        last = min(math.ceil(round(end * (step + 1) / settings.fade_steps, 9)), settings.epochs)
+        if last > first:
+            yield first, last, 1 - step / settings.fade_steps
+            first = last
+    if first < settings.epochs:
+        yield first, settings.epochs, 0.0 if end else 1.0
+
+
+def activations_of(network):
+    """The activation layers of a ResNet, from the first to the last."""
+    return [layer for layer in network.layers if "_act" in layer.name]

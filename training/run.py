@@ -1,0 +1,103 @@
+"""A run in its directory: what it goes on from, what it keeps, and what it says."""
+
+import contextlib
+import sys
+
+from training import devices, report
+from training.callbacks import StopOnSignal, WholeHistory, callbacks_of
+from training.checkpoints import Checkpoints
+from training.files import locked, remove_run, write_config
+from training.identity import directory_of, require_same_run
+from training.model import make_variables, phases
+
+
+class Run:
+    """A run, as a context within which nobody else trains in its directory.
+
+    Of several processes the first alone writes and prints; the others train along.
+
+    Args:
+        settings: The settings of main.py.
+        data: `training.data.Data`.
+
+    Raises:
+        Mistake: if the directory holds another run, or another process trains in it.
+    """
+
+    def __init__(self, settings, data):
+        require_same_run(settings, data=data)
+        self.settings, self.data = settings, data
+        self.directory = directory_of(settings)
+        self.checkpoints = Checkpoints(self.directory)
+        self.leads = devices.process()[0] == 0
+        self.history = WholeHistory()
+        self.model = None
+
+    def __enter__(self):
+        self.within = contextlib.ExitStack()
+        if self.leads:
+            self.within.enter_context(locked(self.directory))
+        self.signals = self.within.enter_context(StopOnSignal())
+        self.rows = [] if self.settings.overwrite else self.checkpoints.history()
+        self.done = self.before = len(self.rows)  # epochs
+        self.callbacks = callbacks_of(
+            self.settings, self.data, self.directory, self.rows, self.leads
+        )
+        return self
+
+    def __exit__(self, *exception):
+        return self.within.__exit__(*exception)
+
+    def phases(self):
+        """Yields what is left to train: (first epoch, its end, strength of GAAF)."""
+        for first, end, strength in phases(self.settings):
+            if self.done < end or end == self.settings.epochs:
+                yield first, end, strength
+                self.done = end
+            if self.model and self.model.stop_training:
+                return
+
+    def begin(self, model, first_epoch):
+        """Puts the state that a phase begins with into a compiled model.
+
+        The optimizer begins anew where the acceleration changes, as gradients may be 1e5 times
+        smaller from then on: Adam, remembering their squares, would hardly move for many epochs.
+        """
+        make_variables(model)
+        if self.model:
+            model.set_weights(self.model.get_weights())
+        else:
+            self._announce_and_restore(model, first_epoch)
+        self.model = model
+
+    def _announce_and_restore(self, model, first_epoch):
+        optimizer = model.optimizer
+        changed = require_same_run(self.settings, data=self.data, optimizer=optimizer.get_config())
+        if self.leads:
+            if self.settings.overwrite:
+                remove_run(self.directory)
+            config = report.describe(self.settings, model, self.data)
+            report.announce(config, self.directory)
+            write_config(self.directory, config)
+            if self.done and self.done < self.settings.epochs:
+                print(f"Going on after epoch {self.done} of {self.settings.epochs}", flush=True)
+        if self.done:
+            anew = [v.numpy() for v in optimizer.variables]
+            model.load_weights(self.checkpoints.path(self.done))
+            if self.done == first_epoch or "the optimizer" in changed:
+                for variable, value in zip(optimizer.variables, anew, strict=True):
+                    variable.assign(value)
+
+    def fit(self, callbacks=()):
+        """What else `fit` takes in this run; own callbacks come after those of the run."""
+        shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
+        return {
+            **devices.feed(self.settings, self.data, self.done),
+            "callbacks": [self.signals, *self.callbacks, self.history, *callbacks],
+            "verbose": shown if self.leads else 0,
+        }
+
+    def report(self):
+        """Says what came out."""
+        if self.leads:
+            report.summarise(self.settings, self.directory, self.rows, len(self.rows) - self.before)

@@ -1,0 +1,138 @@
+"""The settings of main.py as flags, and their checks. No Keras: a mistake is told at once."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+from training import Mistake
+from training.data import require_source
+
+CHOICES = {
+    "version": (1, 2),
+    "wave": ("floor", "round", "none"),
+    "shape": ("auto", "sigmoid", "gaussian", "none"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("step", "cosine", "constant"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+}
+LIMITS = {
+    "depth": (1, 2000),
+    "shift": (-1e30, 1e30),
+    "slope": (-1e30, 1e30),
+    "frequency": (1e-30, 1e30),
+    "fade": (0, 1),
+    "fade_steps": (1, 1000),
+    "batch_size": (1, 10**6),
+    "epochs": (1, 10**6),
+    "learning_rate": (1e-30, 1e30),
+    "weight_decay": (0, 1e30),
+    "seed": (0, 2**32 - 1),
+}
+WORDS = {"learning_rate": ("auto",)}  # that may stand in the place of a number
+
+
+def check(settings):
+    """Returns the settings, paths whole; `Mistake` for what is wrong whatever the network."""
+    for field in dataclasses.fields(settings):
+        if field.name in CHOICES or field.name in LIMITS or field.type in (bool, str):
+            _require_allowed(field, getattr(settings, field.name))
+    if settings.fade and not settings.activation.startswith("GAAF_"):
+        raise Mistake(
+            f"fade: allowed with {settings.activation} is 0, as it has no acceleration; "
+            f"received {settings.fade}"
+        )
+    if not settings.output_dir:
+        raise Mistake("output_dir: allowed is 'auto' or a path; received ''")
+    return dataclasses.replace(
+        settings,
+        data=require_source(settings.data),
+        output_dir=str(Path(settings.output_dir).expanduser()),
+    )
+
+
+def _require_allowed(field, value):
+    kinds, words = _kinds(field), WORDS.get(field.name, ())
+    if value in words:
+        return
+    kind = kinds[0]
+    ok = type(value) is kind or (kind is float and type(value) is int)
+    allowed = kind.__name__
+    if field.name in CHOICES:
+        allowed = f"one of {', '.join(map(str, CHOICES[field.name]))}"
+        ok = ok and value in CHOICES[field.name]
+    elif field.name in LIMITS:
+        least, most = LIMITS[field.name]
+        allowed += f" from {least} to {most}"
+        ok = ok and least <= value <= most  # not so for NaN
+    if not ok:
+        allowed = " or ".join([allowed, *map(repr, words)])
+        raise Mistake(f"{field.name}: allowed is {allowed}; received {value!r}")
+
+
+def _kinds(field):
+    """The types of a setting; `float | str` is a number, or one of its `WORDS`."""
+    return getattr(field.type, "__args__", None) or (field.type,)
+
+
+def parse(settings, description, arguments=None):
+    """Returns what the command line asks for; ends the program on a mistake in it.
+
+    Args:
+        settings: The class whose fields are the flags, and the comments beside them the help.
+        description: What the program does.
+        arguments: List of str. Default: those of the process.
+
+    Returns:
+        The settings; and (path, data or None) of what is to be evaluated, or None.
+    """
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):  # without the long usage that argparse puts before it
+            self.exit(2, f"{self.prog}: error: {message}\n")
+
+    parser = Parser(
+        prog="main.py",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    comments = comments_of(settings)
+    for field in dataclasses.fields(settings):
+        help_text = comments.get(field.name, "").replace("%", "%%") or " "
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=field.default, help=help_text, **_argument(field))
+    parser.add_argument(
+        "--evaluate",
+        metavar="PATH",
+        help="train nothing; test the model of this run, or .keras file, on its data or on --data",
+    )
+    given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
+    path, data = given.pop("evaluate"), given.pop("data")
+    if data is not None:
+        given["data"] = data
+    return settings(**given), (path, data) if path is not None else None
+
+
+def _argument(field):
+    """What argparse is to know of a setting."""
+    kinds = _kinds(field)
+    if kinds == (bool,):
+        return {"action": argparse.BooleanOptionalAction}
+    metavar = "|".join([kinds[0].__name__.upper(), *WORDS.get(field.name, ())])
+
+    def value(text):
+        return text if text in WORDS.get(field.name, ()) else kinds[0](text)
+
+    value.__name__ = metavar.lower()  # which argparse names in its error
+    return {"type": value, "metavar": metavar}
+
+
+def comments_of(settings):
+    """The comment beside each setting that has one."""
+    try:
+        source = inspect.getsource(settings)
+    except OSError:  # as in an interactive session
+        return {}
+    return dict(re.findall(r"^    (\w+):.*?=.*?  # (.+)$", source, re.M))

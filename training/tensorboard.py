@@ -1,0 +1,93 @@
+"""TensorBoard logs of a run, without TensorFlow, which Keras' own callback imports."""
+
+import time
+
+import keras
+
+import gaaf
+from training.files import writing
+from training.model import activations_of
+
+
+def write_event(writer, epoch, summary):
+    """Adds a scalar or a histogram of an epoch to a file of TensorBoard's."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    writer.write_event(Event(step=epoch, wall_time=time.time(), summary=summary))
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes the history as TensorBoard logs.
+
+    Args:
+        folder: `pathlib.Path` of the logs.
+        rows: The history, to which another callback adds each epoch's row first.
+    """
+
+    def __init__(self, folder, rows):
+        super().__init__()
+        self.folder, self.rows, self.writer = folder, rows, None
+
+    def on_train_begin(self, logs=None):
+        if self.writer:  # an earlier phase of the same run has made it
+            return
+        for path in self.folder.glob("events*"):
+            path.unlink()
+        for row in self.rows:
+            self._log(row)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._log(self.rows[-1])
+
+    def _log(self, row):
+        """Adds a row, at once: SummaryWriter's thread hides errors."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.summary import scalar
+
+        with writing(self.folder):
+            if self.writer is None:
+                self.folder.mkdir(exist_ok=True)
+                self.writer = EventsWriter(str(self.folder / "events"))
+            for column, value in row.items():
+                split = "test" if column.startswith("val_") else "train"
+                tag = f"{column.removeprefix('val_')}/{split}"
+                tag = column if column == "learning_rate" else tag
+                if column != "epoch":
+                    write_event(self.writer, row["epoch"], scalar(tag, value))
+            self.writer.flush()
+
+
+class GradientHistograms(keras.callbacks.Callback):
+    """Adds histograms of each activation's gradient to the TensorBoard logs, after every epoch.
+
+    That is φ_new′, by which it multiplies the gradient on its way back, at the inputs that it gets.
+
+    Args:
+        folder: `pathlib.Path` of the logs.
+        images: uint8 (n, height, width, channels), those to look at.
+    """
+
+    def __init__(self, folder, images):
+        super().__init__()
+        self.folder, self.images = folder, images
+
+    def on_epoch_end(self, epoch, logs=None):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.summary import histogram
+
+        normalization, network = self.model.layers
+        inputs_of = inputs_of_activations(network)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            writer = EventsWriter(str(self.folder / f"epoch{epoch + 1:04}"))
+            for name, inputs in inputs_of(normalization(self.images)).items():
+                gradient = gaaf.gradient(network.get_layer(name).activation, inputs)
+                values = keras.ops.convert_to_numpy(keras.ops.cast(gradient, "float32"))
+                write_event(writer, epoch + 1, histogram(f"gradient/{name}", values, "auto", 64))
+            writer.close()
+
+
+def inputs_of_activations(network):
+    """A model from the input of a ResNet to those of its activations, a dictionary by layer."""
+    inputs = {layer.name: layer.input for layer in activations_of(network)}
+    return keras.Model(network.input, inputs)
