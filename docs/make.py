@@ -1,24 +1,24 @@
-"""Makes the pictures of the README, and the tables between its markers: python docs/make.py"""
+"""Makes the pictures of the pages, and the tables between their markers: python -m docs.make"""
 
 import dataclasses
 import json
-import sys
+import re
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import gaaf
+import main
+from resnet_v1 import resnet_v1
+from resnet_v2 import resnet_v2
+from study import experiments, speed, why
+from training.files import read_csv, replace_file, write_text
+from training.settings import comments_of
 
-import experiments  # noqa: E402
-import gaaf  # noqa: E402
-import main  # noqa: E402
-import runs  # noqa: E402
-from resnet_v1 import resnet_v1  # noqa: E402
-from resnet_v2 import resnet_v2  # noqa: E402
-
+DOCS = Path(__file__).parent
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 DEPTHS = {1: (20, 32, 44, 56, 110, 164, 1001), 2: (20, 56, 110, 164, 1001)}
 FUNCTIONS = (
     ("GAAF_relu (shift −1, slope 1)", gaaf.GAAF("relu")),
@@ -42,6 +42,10 @@ EARLIER = {
     "no s": 0.6603,
     "round": 0.8054,
 }
+
+
+def save(figure, path):
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
 def value_and_gradient(function, x):
@@ -68,7 +72,7 @@ def plot_activations(path):
         above.legend(loc="lower right")
         above.grid(alpha=0.3)
         below.grid(alpha=0.3)
-    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    save(figure, path)
 
 
 def table(header, rows):
@@ -77,7 +81,7 @@ def table(header, rows):
 
 
 def settings_table():
-    comments = main.comments()
+    comments = comments_of(main.Settings)
     rows = [
         (f"`{field.name}`", f"`{field.default}`", comments[field.name])
         for field in dataclasses.fields(main.Settings)
@@ -96,43 +100,18 @@ def networks_table():
     return table(("network", "blocks", "parameters"), rows)
 
 
-def results():
-    """Yields (config, rows of the history) of every run kept in results/."""
-    for directory in sorted(path.parent for path in (ROOT / "results").glob("*/config.json")):
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        yield config, experiments.read_history(directory / "history.csv")
-
-
-def results_table():
-    lines = []
-    for config, rows in results():
-        last, best = rows[-1], max(rows, key=lambda row: row["val_accuracy"])
-        settings = config["settings"]
-        lines.append(
-            (
-                f"ResNet-{settings['depth']} v{settings['version']}",
-                settings["activation"],
-                len(rows),
-                f"{last['accuracy']:.4f}",
-                f"{last['val_accuracy']:.4f}",
-                f"{best['val_accuracy']:.4f} ({best['epoch']:.0f})",
-            )
-        )
-    header = ("network", "activation", "epochs", "training", "test", "best epoch's test")
-    return table(header, lines)
-
-
 def study():
     """{row: (epochs, its longest runs, those of its plain row)}; runs are {seed: line}.
 
-    A plain row has none to be compared with.
+    Rows that have not been run are left out. A plain row has none to be compared with.
     """
-    results, found = experiments.read_results(), {}
+    results, found = read_csv(experiments.RESULTS), {}
     for row in experiments.ROWS:
         epochs = max((int(x["epochs"]) for x in results if x["row"] == row), default=0)
         plain = experiments.plain_row(row)
         versus = {} if plain == row else runs_of(plain, epochs, results)
-        found[row] = (epochs, runs_of(row, epochs, results), versus)
+        if epochs:
+            found[row] = (epochs, runs_of(row, epochs, results), versus)
     return found
 
 
@@ -160,23 +139,18 @@ def mean_of(found, measure):
     return np.mean([measure(line) for line in found.values()])
 
 
-def study_table():
-    """A line for each row of experiments.py: its longest runs, and their differences to relu."""
+def study_table(rows=None):
+    """A line for each row that has been run: its longest runs, and their differences to relu."""
     header = ("row", "2018 report", "test", "− relu", "best test", "training")
     header += ("cross-entropy", "− relu", "penalty", "runs", "epochs")
     lines = []
     for row, (epochs, found, plain) in study().items():
-        earlier = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
-        if not epochs:
-            known = (row, earlier, "not run yet")
-            lines.append((*known, *[""] * (len(header) - len(known))))
-            continue
         test = [accuracy(line) for line in found.values()]
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         lines.append(
             (
                 row,
-                earlier,
+                f"{EARLIER[row]:.4f}" if row in EARLIER else "",
                 f"{np.mean(test):.4f}{spread}",
                 in_words(*difference(found, plain, accuracy)),
                 f"{mean_of(found, column('best_test_accuracy')):.4f}",
@@ -188,6 +162,20 @@ def study_table():
                 epochs,
             )
         )
+    return table(header, lines)
+
+
+def answer_table():
+    """The rows of the study with the most seeds, in the few columns that answer the question."""
+    found = study()
+    most = [row for row, (_, runs, _) in found.items() if len(runs) > 2]
+    lines = []
+    for row in most:
+        _, runs, plain = found[row]
+        test, cost = difference(runs, plain, accuracy), difference(runs, plain, cross_entropy)
+        mean = f"{mean_of(runs, accuracy):.4f}"
+        lines.append((row, mean, in_words(*test), in_words(*cost, digits=3), len(runs)))
+    header = ("row", "test accuracy", "− relu", "training cross-entropy − relu", "runs")
     return table(header, lines)
 
 
@@ -219,7 +207,7 @@ def plot_study(path):
     figure = Figure(figsize=(14, 5), layout="constrained")
     by_shift, *versus = figure.subplots(1, 3)
     found = study()
-    means = {row: mean_of(lines, accuracy) for row, (_, lines, _) in found.items() if lines}
+    means = {row: mean_of(lines, accuracy) for row, (_, lines, _) in found.items()}
     curves = {"2018, 200 epochs": EARLIER, f"ours, {found['relu'][0]} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):
         shifts = [shift for shift in experiments.SHIFTS if f"shift {shift:g}" in accuracies]
@@ -237,7 +225,7 @@ def plot_study(path):
     versus[1].set_yticklabels([])
     for axes in (by_shift, *versus):
         axes.grid(alpha=0.3)
-    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    save(figure, path)
 
 
 def plot_differences(axes, found, measure):
@@ -253,74 +241,20 @@ def plot_differences(axes, found, measure):
     axes.set_title("95 % interval; hollow: one run", fontsize="small")
 
 
-def plot_results(path):
-    """Draws the curves of the runs that are longer than one epoch."""
-    histories = {c["settings"]["activation"]: rows for c, rows in results() if len(rows) > 1}
-    runs.plot_curves(path, histories)
-
-
-def benchmarks():
-    """The rows of benchmarks/results.csv."""
-    return experiments.read_results(ROOT / "benchmarks" / "results.csv")
-
-
-def benchmarks_table():
-    """A line a figure; where it was measured in bfloat16 as well, that is the column beside it."""
-    rows = [row for row in benchmarks() if row["benchmark"] != "first_step"]
-    half = ", mixed_bfloat16"
-    in_half = {
-        (row["benchmark"], row["figure"].removesuffix(half)): row["value"]
-        for row in rows
-        if row["figure"].endswith(half)
-    }
-    lines = [
-        (row["benchmark"], figure, row["value"], row["bound"], in_half.get(key, ""), row["rounds"])
-        for row in rows
-        if not row["figure"].endswith(half)
-        for figure in [row["figure"].removesuffix(", float32")]
-        for key in [(row["benchmark"], figure)]
-    ]
-    made = table(("benchmark", "figure", "value", "bound", "in bfloat16", "rounds"), lines)
-    where = dict.fromkeys(f"{row['device']} with {row['versions']}" for row in rows)
-    return f"{made}\n\nMeasured on {'; on '.join(where)}."
-
-
-def first_steps():
-    """{network: {quantity: value}} of what benchmarks/first_step.py has measured."""
-    by_network = {}
-    for row in benchmarks():
-        if row["benchmark"] == "first_step":
-            network, quantity = row["figure"].split(", ")
-            by_network.setdefault(network, {})[quantity] = row["value"]
-    return by_network
-
-
-def first_step_table():
-    measured = first_steps()
-    lines = [(network, *values.values()) for network, values in measured.items()]
-    return table(("network, batch 8", *next(iter(measured.values()))), lines)
-
-
-def plot_first_step(path):
-    """Draws the time to the first step, and of a step, against the depth."""
-    by_depth = first_steps()
-    depths = [int(network.split()[0].removeprefix("ResNet-")) for network in by_depth]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    quantities = list(next(iter(by_depth.values())))
-    for axes, quantity in zip(figure.subplots(1, len(quantities)), quantities, strict=True):
-        values = [float(row[quantity]) for row in by_depth.values()]
-        axes.loglog(depths, values, "o-")
-        proportional = [values[-1] * depth / depths[-1] for depth in depths]
-        axes.loglog(depths, proportional, "k:", label="in proportion to the depth")
-        axes.set(xlabel="depth", ylabel=quantity)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+def speed_table():
+    """A line a figure, with what was measured in bfloat16 beside it."""
+    rows = read_csv(speed.RESULTS)
+    by_precision = {(row["figure"], row["precision"]): row["value"] for row in rows}
+    precisions = sorted({row["precision"] for row in rows})  # float32 comes first
+    figures = dict.fromkeys(row["figure"] for row in rows)
+    lines = [(f, *(by_precision.get((f, p), "") for p in precisions)) for f in figures]
+    where = dict.fromkeys(f"{r['device']} with {r['versions']}, {r['rounds']} rounds" for r in rows)
+    return f"{table(('figure', *precisions), lines)}\n\nMeasured on {'; on '.join(where)}."
 
 
 def plot_why(path):
     """Draws what why.py has measured: gradients, inputs of the activations, loss, and depth."""
-    found = json.loads((ROOT / "results" / "why.json").read_text(encoding="utf-8"))
+    found = json.loads(why.RESULTS.read_text(encoding="utf-8"))
     figure = Figure(figsize=(11, 7), layout="constrained")
     (gradients, inputs), (loss, stem) = figure.subplots(2, 2)
     middle = (np.array(found["edges"][1:]) + found["edges"][:-1]) / 2
@@ -346,33 +280,31 @@ def plot_why(path):
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss, stem):
         axes.legend(fontsize="small")
-    runs.replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    save(figure, path)
 
 
-def readme(text):
-    """Returns the README's text with its tables made anew."""
-    tables = {
-        "settings": settings_table,
-        "networks": networks_table,
-        "results": results_table,
-        "study": study_table,
-        "benchmarks": benchmarks_table,
-        "first step": first_step_table,
-    }
-    for name, make in tables.items():
-        begin, end = f"<!-- {name}: made by docs/make.py -->\n", f"<!-- end of {name} -->"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        text = before + begin + make() + "\n" + end + after
-    return text
+TABLES = {
+    "settings": settings_table,
+    "networks": networks_table,
+    "study": study_table,
+    "answer": answer_table,
+    "speed": speed_table,
+}
+PICTURES = {"gaaf.png": plot_activations, "study.png": plot_study, "why.png": plot_why}
+
+
+def with_tables(text):
+    """Returns a page's text with its tables made anew."""
+
+    def made(match):
+        return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
+
+    marked = r"(<!-- (\w+): made by docs/make.py -->\n).*?(<!-- end of \2 -->)"
+    return re.sub(marked, made, text, flags=re.S)
 
 
 if __name__ == "__main__":
-    plot_activations(ROOT / "docs" / "gaaf.png")
-    plot_results(ROOT / "docs" / "curves.png")
-    plot_study(ROOT / "docs" / "study.png")
-    plot_first_step(ROOT / "docs" / "first_step.png")
-    plot_why(ROOT / "docs" / "why.png")
-    path = ROOT / "README.md"
-    text = readme(path.read_text(encoding="utf-8"))
-    runs.write_text(path, text)
+    for name, plot in PICTURES.items():
+        plot(DOCS / name)
+    for page in PAGES:
+        write_text(page, with_tables(page.read_text(encoding="utf-8")))

@@ -1,27 +1,30 @@
 """Why GAAF helps or does not: what reaches the layers, and what reaches the activations.
 
-    python why.py --data PATH [--epochs 20]
+    python -m study.why --data PATH [--epochs 12]
 
-Trains ResNet-20 v1 with relu, with relu and dropout 0.2, and with two shapes of GAAF. After every
-epoch it measures the mean absolute gradient of each convolution's kernel, and at the end the inputs
-of the activations, on the same 512 training images; and once, the gradient of the first convolution
-of untrained networks of several depths. It writes results/why.json, from which docs/make.py draws.
+Trains ResNet-20 v1 with each of the networks below. After every epoch it measures the mean absolute
+gradient of each convolution's kernel, and at the end the inputs of the activations, on the same 512
+training images; and once, the gradient of the first convolution of untrained networks of several
+depths. It writes study/results/why.json, from which docs/make.py draws.
 """
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 
-import main
-import runs
+from training import console
 
-main.prepare_environment()
+console.prepare_environment()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from data import load  # noqa: E402
+import main  # noqa: E402
+from training import devices, model  # noqa: E402
+from training.callbacks import LearningRate  # noqa: E402
+from training.data import load  # noqa: E402
+from training.files import write_text  # noqa: E402
+from training.tensorboard import inputs_of_activations  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "why.json"
 NETWORKS = {
@@ -30,57 +33,70 @@ NETWORKS = {
     "GAAF_relu, slope 1, shift 4": {"shift": 4.0},
     "GAAF_relu, slope 5, shift 0.5": {"slope": 5.0, "shift": 0.5},
 }
+BY_DEPTH = {"relu": {"activation": "relu"}, "GAAF_relu": {}}
 DEPTHS = (20, 56, 110, 164)  # both versions have them
 IMAGES = 512
 EDGES = np.linspace(-6, 6, 121)  # of the histogram; what lies beyond counts in its end bins
 
 
-def with_dropout(network, rate=0.2):
-    """A copy of a network with dropout after each activation, but its weights drawn anew."""
+def compiled(settings, data, dropout=0.0):
+    """The model of main.py, compiled; with dropout after each activation if asked for."""
+    keras.utils.set_random_seed(settings.seed)
+    built = model.build(settings, data)
+    if dropout:
+        normalization, network = built.layers
 
-    def call(layer, *arguments, **others):
-        outputs = layer(*arguments, **others)
-        return keras.layers.Dropout(rate)(outputs) if "_act" in layer.name else outputs
+        def call(layer, *arguments, **others):
+            outputs = layer(*arguments, **others)
+            return keras.layers.Dropout(dropout)(outputs) if "_act" in layer.name else outputs
 
-    return keras.models.clone_model(network, call_function=call)
+        copy = keras.models.clone_model(network, call_function=call)
+        images = keras.Input(data.image_shape, dtype="uint8")
+        built = keras.Sequential([images, normalization, copy])
+    built.compile(
+        optimizer=model.optimizer(settings),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=devices.jit_compile(),
+    )
+    return built
 
 
-def loss_gradients(model, x, y):
+def loss_gradients(network, x, y):
     """The gradient of the loss, penalties included, of each trainable variable."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(x, y, model(x, training=True))
-        return tape.gradient(loss, model.trainable_variables)
+            loss = network.compute_loss(x, y, network(x, training=True))
+        return tape.gradient(loss, network.trainable_variables)
     if keras.backend.backend() == "torch":
         import torch
 
-        loss = model.compute_loss(x, y, model(x, training=True))
-        return torch.autograd.grad(loss, [v.value for v in model.trainable_variables])
+        loss = network.compute_loss(x, y, network(x, training=True))
+        return torch.autograd.grad(loss, [v.value for v in network.trainable_variables])
     import jax
 
     def loss_of(trainable):
-        outputs, _, losses = model.stateless_call(
+        outputs, _, losses = network.stateless_call(
             trainable, constant, x, training=True, return_losses=True
         )
-        return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, outputs)) + sum(
-            losses
-        )
+        entropies = keras.losses.sparse_categorical_crossentropy(y, outputs)
+        return keras.ops.mean(entropies) + sum(losses)
 
-    constant = [v.value for v in model.non_trainable_variables]
-    return jax.grad(loss_of)([v.value for v in model.trainable_variables])
+    constant = [v.value for v in network.non_trainable_variables]
+    return jax.grad(loss_of)([v.value for v in network.trainable_variables])
 
 
-def kernel_gradients(model, x, y):
-    """{layer: mean absolute gradient} of each 3×3 convolution, from the first to the last."""
-    statistics = [v.numpy() for v in model.non_trainable_variables]
-    gradients = loss_gradients(model, x, y)
-    for variable, value in zip(model.non_trainable_variables, statistics, strict=True):
+def kernel_gradients(network, x, y):
+    """{layer: mean absolute gradient} of each convolution in a block, from first to last."""
+    statistics = [v.numpy() for v in network.non_trainable_variables]
+    gradients = loss_gradients(network, x, y)
+    for variable, value in zip(network.non_trainable_variables, statistics, strict=True):
         variable.assign(value)  # the look must not train the normalisations
     return {
         variable.path.split("/")[-2]: float(keras.ops.mean(keras.ops.abs(gradient)))
-        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
+        for variable, gradient in zip(network.trainable_variables, gradients, strict=True)
         if "_conv" in variable.path and variable.path.endswith("kernel")
     }
 
@@ -88,22 +104,21 @@ def kernel_gradients(model, x, y):
 def stem_gradients(data, depths=DEPTHS):
     """{network: {depth: mean absolute gradient of the first convolution}}, before training."""
     found = {}
-    for version, activation in itertools.product((1, 2), ("relu", "GAAF_relu")):
-        by_depth = found[f"{activation}, v{version}"] = {}
-        for depth in depths:
-            settings = main.Settings(version=version, depth=depth, activation=activation)
-            keras.utils.set_random_seed(settings.seed)
-            model = main.build_model(settings, main.build_network(settings), data)
-            gradients = kernel_gradients(model, data.x_train[:32], data.y_train[:32])
-            by_depth[depth] = next(iter(gradients.values()))
+    for version in (1, 2):
+        for name, given in BY_DEPTH.items():
+            by_depth = found[f"{name}, v{version}"] = {}
+            for depth in depths:
+                network = compiled(main.Settings(version=version, depth=depth, **given), data)
+                gradients = kernel_gradients(network, data.x_train[:32], data.y_train[:32])
+                by_depth[depth] = next(iter(gradients.values()))
     return found
 
 
-def input_histogram(model, x):
+def input_histogram(network, x):
     """The share of the inputs of all activations that falls between each two of `EDGES`."""
-    look = runs.inputs_of_activations(model.layers[-1])
+    look = inputs_of_activations(network.layers[-1])
     counts = np.zeros(len(EDGES) - 1)
-    for inputs in look.predict(model.layers[0](x), batch_size=128, verbose=0).values():
+    for inputs in look.predict(network.layers[0](x), batch_size=128, verbose=0).values():
         counts += np.histogram(np.clip(inputs, EDGES[0], EDGES[-1]), EDGES)[0]
     return (counts / counts.sum()).tolist()
 
@@ -111,11 +126,7 @@ def input_histogram(model, x):
 def train(name, data, source, epochs):
     """Trains one network; returns what was measured."""
     settings = main.Settings(data=source, epochs=epochs, **NETWORKS[name])
-    keras.utils.set_random_seed(settings.seed)
-    network = main.build_network(settings)
-    model = main.build_model(
-        settings, with_dropout(network) if "dropout" in name else network, data
-    )
+    network = compiled(settings, data, dropout=0.2 if "dropout" in name else 0.0)
     x, y = data.x_train[:IMAGES], data.y_train[:IMAGES]
     gradients = []
 
@@ -123,16 +134,16 @@ def train(name, data, source, epochs):
         def on_epoch_end(self, epoch, logs=None):
             gradients.append(kernel_gradients(self.model, x, y))
 
-    batches = main.training_batches(settings, data)
-    callbacks = [*main.schedules(settings), Look()]
-    history = model.fit(**batches, epochs=epochs, callbacks=callbacks, verbose=2).history
+    callbacks = [LearningRate(settings), Look()]
+    given = devices.feed(settings, data)
+    history = network.fit(**given, epochs=epochs, callbacks=callbacks, verbose=2).history
     return {
         "settings": NETWORKS[name],
         "gradients": gradients,
         "loss": history["loss"],
         "accuracy": history["accuracy"],
-        "test_accuracy": model.evaluate(data.x_test, data.y_test, verbose=0)[1],
-        "inputs": input_histogram(model, x),
+        "test_accuracy": history["val_accuracy"][-1],
+        "inputs": input_histogram(network, x),
     }
 
 
@@ -142,22 +153,23 @@ def study(source, epochs, results=RESULTS):
     found = {"data": Path(source).stem, "epochs": epochs, "edges": EDGES.tolist(), "networks": {}}
     if results.exists():
         before = json.loads(results.read_text(encoding="utf-8"))
+        found |= {"stem": before["stem"]} if "stem" in before else {}
         if (before["data"], before["epochs"]) == (found["data"], epochs):
             found = before
     if "stem" not in found:
         print("Gradients by depth", flush=True)
         found["stem"] = stem_gradients(data)
-        runs.write_text(results, json.dumps(found, indent=1))
+        write_text(results, json.dumps(found, indent=1))
     for name in NETWORKS:
         if name not in found["networks"]:
             print(name, flush=True)
             found["networks"][name] = train(name, data, source, epochs)
-            runs.write_text(results, json.dumps(found, indent=1))
+            write_text(results, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar10", help="as of main.py; default cifar10")
-    parser.add_argument("--epochs", type=int, default=20, help="default 20")
+    parser.add_argument("--epochs", type=int, default=12, help="default 12")
     given = parser.parse_args()
     study(given.data, given.epochs)

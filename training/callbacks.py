@@ -42,7 +42,7 @@ def require_compatible(settings, callbacks):
     plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
     if plateau and settings.schedule != "constant":
         raise Mistake(
-            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in every "
+            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate every "
             f"epoch; received {settings.schedule!r}"
         )
 

@@ -8,14 +8,14 @@ import pytest
 from backends import once
 
 import main
-import why
-from data import load
+from study import why
+from training.data import load
 
 
-def small_model(npz, **settings):
+def small_model(npz, dropout=0.0, **settings):
     settings = main.Settings(depth=8, data=str(npz), **settings)
     data = load(settings.data)
-    return main.build_model(settings, main.build_network(settings), data), data
+    return why.compiled(settings, data, dropout), data
 
 
 def test_the_gradients_are_those_that_training_uses(npz):
@@ -26,12 +26,12 @@ def test_the_gradients_are_those_that_training_uses(npz):
         np.testing.assert_array_equal(variable.numpy(), value)
     assert len(seen) == 7 and next(iter(seen)) == "stem_conv"
     model.train_on_batch(data.x_train, data.y_train)
-    for variable in model.trainable_variables:  # of which Adam's momentum has a tenth
-        index = model.optimizer._get_variable_index(variable)
-        name = variable.path.split("/")[-2]
-        if name in seen and variable.path.endswith("kernel"):
-            momentum = model.optimizer._momentums[index].numpy()
-            assert seen[name] == pytest.approx(10 * abs(momentum).mean(), rel=1e-2)
+    momentums = {v.path: v for v in model.optimizer.variables if v.path.endswith("_momentum")}
+    for name, gradient in seen.items():  # of which Adam's momentum has a tenth
+        (momentum,) = (
+            v for path, v in momentums.items() if path.endswith(f"{name}_kernel_momentum")
+        )
+        assert gradient == pytest.approx(10 * abs(momentum.numpy()).mean(), rel=1e-2)
 
 
 def test_the_histogram_is_of_all_inputs(npz):
@@ -47,11 +47,11 @@ def test_the_histogram_is_of_all_inputs(npz):
 
 
 def test_dropout_is_added_after_each_activation(npz):
-    network = main.build_network(main.Settings(depth=8, activation="relu"))
-    copy = why.with_dropout(network)
-    dropouts = [x for x in copy.layers if isinstance(x, keras.layers.Dropout)]
+    plain, _ = small_model(npz, activation="relu")
+    model, _ = small_model(npz, activation="relu", dropout=0.2)
+    dropouts = [x for x in model.layers[-1].layers if isinstance(x, keras.layers.Dropout)]
     assert len(dropouts) == 7 and {x.rate for x in dropouts} == {0.2}
-    assert copy.count_params() == network.count_params()
+    assert model.count_params() == plain.count_params()
 
 
 def test_gaaf_doubles_gradients_on_their_way(npz):

@@ -1,43 +1,33 @@
 """The study: each run is trained once, by main.py, and lands in the results."""
 
 import json
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from backends import once
 
-import experiments
 import main
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
-
-import make
+from docs import make
+from study import experiments
+from training.files import read_csv, read_history
+from training.settings import check, parse
 
 
 def test_every_row_has_settings_that_main_takes(tmp_path):
     for row in experiments.ROWS:
         run = experiments.Run(row, 0, 20, "digits", tmp_path)
-        settings = main.Settings(**run.settings())
-        main.check(
-            main.parse(
-                [
-                    f"--{k.replace('_', '-')}={v}"
-                    for k, v in vars(settings).items()
-                    if not isinstance(v, bool)
-                ]
-            )[0]
-        )
+        settings, _ = parse(main.Settings, "", run.flags())
+        check(settings)
         assert experiments.plain_row(row) in experiments.ROWS
     assert set(make.EARLIER) < set(experiments.ROWS)
 
 
 def test_the_plain_row_is_of_the_same_network():
     assert experiments.plain_row("shift -1") == "relu"
-    assert experiments.plain_row("paper, limit wave") == "relu"
+    assert experiments.plain_row("fading, paper, to 80 %") == "relu"
     assert experiments.plain_row("v2, paper") == "v2, relu"
+    assert experiments.plain_row("AdamW, paper") == "AdamW, relu"
     assert experiments.plain_row("GAAF_tanh") == "tanh"
 
 
@@ -49,25 +39,25 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
     results = tmp_path / "results.csv"
     runs = [experiments.Run(row, 0, 1, str(npz), tmp_path / "runs") for row in rows]
     experiments.train(runs, at_once=2, results=results)
-    lines = experiments.read_results(results)
+    lines = read_csv(results)
     assert {line["row"] for line in lines} == set(rows)
     for line in lines:
         (run,) = (run for run in runs if run.row == line["row"])
-        history = run.history()
+        history = read_history(run.directory / "history.csv")
         assert float(line["test_accuracy"]) == history[-1]["val_accuracy"]
         assert float(line["train_loss"]) == history[-1]["loss"] and line["epochs"] == "1"
         assert json.loads(line["settings"]) == rows[line["row"]]
         assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
 
-    monkeypatch.setattr(experiments.Run, "start", None)  # nothing is left to start
+    monkeypatch.setattr(experiments.Run, "train", None)  # nothing is left to train
     experiments.train(runs, at_once=2, results=results)
     assert "2 of 2 runs are done" in capsys.readouterr().out
-    assert experiments.read_results(results) == lines
+    assert read_csv(results) == lines
 
     assert {line.pop("penalty") for line in lines} == {""}
     experiments.add_penalties(runs, results)
-    after = experiments.read_results(results)
-    directories = {run.key(): run.directory for run in runs}
+    after = read_csv(results)
+    directories = {run.key: run.directory for run in runs}
     for line in after:
         model = keras.models.load_model(directories[experiments.key_of(line)] / "final.keras")
         kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) == 4]
@@ -86,12 +76,14 @@ def test_a_run_that_fails_is_told(tmp_path):
 def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
     def popen(command, env, **others):
         started.append(env)
+        raise KeyboardInterrupt
 
     started = []
     monkeypatch.setattr(experiments.subprocess, "Popen", popen)
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "false")  # what the user says goes
-    experiments.Run("relu", 0, 1, "digits", tmp_path).start()
+    with pytest.raises(KeyboardInterrupt):
+        experiments.Run("relu", 0, 1, "digits", tmp_path).train([])
     assert started[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert started[0]["TF_FORCE_GPU_ALLOW_GROWTH"] == "false"
 

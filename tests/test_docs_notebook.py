@@ -9,10 +9,10 @@ from processes import ROOT
 @once
 def test_the_notebook_runs(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", BACKEND)
-    notebook = nbformat.read(ROOT / "tour.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
     for cell in notebook.cells:  # fewer epochs and seeds than a reader wants to see
         cell.source = cell.source.replace("EPOCHS, SEEDS = 15, 3", "EPOCHS, SEEDS = 2, 2")
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": ROOT}}).execute()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": ROOT / "docs"}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs)
     for part in ("8 activations replaced", "GAAF_tanh  test accuracy 0.", "8 activations put back"):
