@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import functools
 import math
 
 import keras
+import numpy as np
 
 import gaaf
 from resnet_v1 import block_and_count, resnet_v1
@@ -13,6 +15,10 @@ from training import Mistake, normalization
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
 RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
+# By which power of 2 gradients may grow. Adam squares them, and float32 ends at 2^128; the rest is
+# margin, for the largest of them and for what training adds. SGD steps as far as they are long.
+CARRIED = {"adam": 48, "adamw": 48, "sgd": 1}
+FLOAT16_CARRIES = 16  # of the 40 that lie between its smallest and its largest number
 # From this number of layers on, optimising TensorFlow's graph costs more than it brings.
 DEEP = 500
 
@@ -45,7 +51,8 @@ def activation_of(settings, strength=1.0):
         )
     if name == settings.activation:
         return gaaf.get(name)
-    return gaaf.GAAF(
+    accelerated = functools.partial(
+        gaaf.GAAF,
         name,
         shift=settings.shift,
         slope=settings.slope,
@@ -54,6 +61,39 @@ def activation_of(settings, strength=1.0):
         shape=None if settings.shape == "none" else settings.shape,
         strength=strength,
     )
+    return accelerated(gain=gain_of(settings, accelerated())[0])
+
+
+def gain_of(settings, activation):
+    """The gain that the settings ask for, and in words why; of GAAF with a gain of 1.
+
+    The gradient must stay in a range that the optimizer can work with, on its way back through
+    all activations: docs/networks.md says how its growth was measured.
+    """
+    if settings.gain != "auto":
+        return settings.gain, "as the settings say"
+    bits, carried = growth(settings, activation), CARRIED[settings.optimizer]
+    if settings.precision == "mixed_float16":
+        carried = min(carried, FLOAT16_CARRIES)
+    gain = 1.0 if bits <= carried else "peak"
+    return gain, f"auto: gradients grow by 2^{bits:.0f} with 1, 2^{carried} can be carried"
+
+
+def growth(settings, activation):
+    """How much larger GAAF makes the first convolution's gradient, as a power of 2.
+
+    In version 1 that is the mean square gain of each activation. In version 2 the l-th block of a
+    stage has three of them in its branch, whose share in the sum falls as 1/l.
+    """
+    x = np.linspace(-6, 6, 4001)
+    slopes = (gaaf.gradient(f, x) for f in (activation, activation.activation))
+    accelerated, plain = (np.asarray(slope) ** 2 @ np.exp(-(x**2) / 2) for slope in slopes)
+    power = accelerated / plain
+    if settings.version == 1:
+        return (settings.depth - 1) * math.log2(power) / 2
+    _, blocks = block_and_count(settings.depth, None, settings.version)
+    shares = (math.log2((1 + 2 * power**3 / n) / (1 + 2 / n)) for n in range(1, blocks + 1))
+    return 3 / 2 * sum(shares)
 
 
 def build(settings, data, strength=1.0):

@@ -12,7 +12,7 @@ from training.data import require_source
 CHOICES = {
     "version": (1, 2),
     "wave": ("floor", "round", "none"),
-    "shape": ("auto", "sigmoid", "gaussian", "none"),
+    "shape": ("auto", "sigmoid", "gaussian", "none", "bsilu", "nelu", "leaky"),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("step", "cosine", "constant"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
@@ -22,6 +22,7 @@ LIMITS = {
     "shift": (-1e30, 1e30),
     "slope": (-1e30, 1e30),
     "frequency": (1e-30, 1e30),
+    "gain": (1e-30, 1e30),
     "fade": (0, 1),
     "fade_steps": (1, 1000),
     "batch_size": (1, 10**6),
@@ -30,7 +31,8 @@ LIMITS = {
     "weight_decay": (0, 1e30),
     "seed": (0, 2**32 - 1),
 }
-WORDS = {"learning_rate": ("auto",)}  # that may stand in the place of a number
+# Words that may stand in the place of a number.
+WORDS = {"learning_rate": ("auto",), "gain": ("auto", "peak")}
 
 
 def check(settings):
