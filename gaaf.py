@@ -56,6 +56,7 @@ _SHAPES = {
     "gaussian": lambda x, *_: ops.exp(-ops.square(x) / 3),
     # Not ones_like: a derivative of 0 is to be there, where one differentiates twice.
     None: lambda x, *_: ops.sign(1 + ops.abs(x)),
+    # These three are for relu alone.
     "bsilu": _bsilu,
     "nelu": _nelu,
     "leaky": lambda x, *_: 0.1 * (1 - ops.sign(ops.relu(x))),
@@ -133,7 +134,7 @@ _shared_accelerated = functools.cache(_accelerated)
 
 
 def _differentiable(value, gradient):
-    """The function value(x), for whose derivative gradient(x, upstream) keeps x and no more.
+    """The function value(x), whose derivative is gradient(x, upstream) and keeps x alone.
 
     As that is made of differentiable operations, second derivatives exist.
     """
@@ -146,8 +147,7 @@ def _differentiable(value, gradient):
     @ops.custom_gradient
     def function(x):
         def backward(*args, upstream=None):
-            # TensorFlow passes upstream alone; PyTorch passes it by name, after the x through
-            # which second derivatives flow.
+            # TensorFlow passes upstream alone; PyTorch by name, after the x that is to be derived.
             return gradient(x, *args) if upstream is None else gradient(*args, upstream)
 
         return value(x), backward
@@ -203,10 +203,8 @@ def _largest_slope(function, shift, slope):
     unit = 1 / (abs(slope) or 1)
     far = 2e4 * (1 + abs(shift) + unit)
     # Around 0, where φ has its features; around the sigmoid's centre; and out to 10·far.
-    ticks, powers = (
-        ops.linspace(-20.0, 20.0, 8000),
-        10 ** ops.linspace(-6, math.log10(far) + 1, 500),
-    )
+    ticks = ops.linspace(-20.0, 20.0, 8000)
+    powers = 10 ** ops.linspace(-6, math.log10(far) + 1, 500)
     x = ops.sort(ops.concatenate([ticks, unit * ticks - shift, powers, -powers]))
     largest = 0
     for closer in range(3):
@@ -235,8 +233,8 @@ def _gain_at_peak(activation, shift, slope, wave, shape, strength):
 
 def _of_keras(function):
     """Keras' relu, relu6 or tanh, for the same one of `keras.ops` or the backend; else itself."""
-    places = [ops, _library, _library.nn, *(getattr(_library, n, None) for n in ("numpy", "lax"))]
-    places.append(getattr(_library.nn, "functional", None))
+    nn, numpy, lax = (getattr(_library, name, None) for name in ("nn", "numpy", "lax"))
+    places = ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
     for phi in _SHAPE_OF:
         if any(getattr(place, phi.__name__, None) is function for place in places):
             return phi
@@ -266,8 +264,7 @@ class GAAF(keras.Operation):
     any other than 1 the gradient is not the derivative of the value.
 
     Args:
-        activation: φ: "relu", "tanh", the name of any other Keras activation, or a callable, also
-            a Keras layer if it has no weights.
+        activation: φ: the name of any Keras activation, or a callable; no layer with weights.
         shift: Where s = 0.5 lies: the sigmoid's centre is at x = −shift, in units of x. Finite
             float; default −1.0, with slope 1 the best that the 2018 experiments found.
         slope: Steepness of the sigmoid, in 1/x. Finite float, default 1.0.
@@ -277,9 +274,9 @@ class GAAF(keras.Operation):
         shape: s. "sigmoid": sigmoid(slope·(x + shift)). "gaussian": exp(−x²/3). None: 1
             everywhere. A callable: s(x) of a float32 or float64 tensor. Default "auto": "sigmoid"
             for φ = relu, relu6 and a `keras.layers.ReLU`, "gaussian" for tanh; any other φ needs
-            another. For φ = relu only, and meant with wave None: s = r′ − φ′, so that the
-            gradient is r′, for "bsilu" that of (x + 1.67)·sigmoid(x) − 1.67/2, for "nelu" 1 where
-            x > 0, else 0.4x/(1 + x²)², for "leaky" 1 where x > 0, else 0.1.
+            another. For φ = relu alone, and meant with wave None: s = r′ − φ′, which replaces its
+            gradient by r′. "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2. "nelu": r′ = 1 for x > 0,
+            else 0.4x/(1 + x²)². "leaky": r′ = 1 for x > 0, else 0.1.
         strength: Factor of s. Finite float, default 1.0; 0 leaves φ. It may be changed later, as an
             attribute of that name, and holds in functions that are traced from then on.
         gain: Factor of the gradient. Positive finite float, default 1.0, the paper's; or "peak":
@@ -328,9 +325,9 @@ class GAAF(keras.Operation):
             shape = keras.saving.deserialize_keras_object(shape)
         if shape == "auto":
             shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else _SHAPE_OF.get(phi, "auto")
-        ok = shape in _SHAPES and (phi is relu or shape not in ("bsilu", "nelu", "leaky"))
-        allowed = "'sigmoid', 'gaussian', None, a callable, 'auto' for relu, relu6 and tanh"
-        allowed += ", or 'bsilu', 'nelu', 'leaky' for relu"
+        allowed = "'sigmoid', 'gaussian', None, a callable, 'auto' for relu, relu6 and tanh, or "
+        allowed += "'bsilu', 'nelu', 'leaky' for relu"
+        ok = shape in tuple(_SHAPES)[: None if phi is relu else 3]
         _require("shape", callable(shape) or ok, allowed, shape)
         self.shape = shape
         number = "a positive finite number or 'peak'"
@@ -394,8 +391,8 @@ def GAAF_relu(
 ) -> Tensor:
     """Gradient-accelerated ReLU, max(x, 0) + g(x)·sigmoid(slope·(x + shift)).
 
-    Its gradient is (x > 0) + sigmoid(slope·(x + shift)). Given as `activation=`, this function has
-    its default parameters; `GAAF("relu", …)` takes others along, into saved models too.
+    Its gradient is gain·((x > 0) + sigmoid(slope·(x + shift))). Given as `activation=`, it has its
+    default parameters; `GAAF("relu", …)` takes others along, into saved models too.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
@@ -417,7 +414,7 @@ def GAAF_relu(
 def GAAF_tanh(x: Tensor, frequency=10_000, wave="floor", shape="gaussian", gain=1.0) -> Tensor:
     """Gradient-accelerated tanh, tanh(x) + g(x)·exp(−x²/3).
 
-    Its gradient is 1 − tanh²(x) + exp(−x²/3). Given as `activation=`, it is as `GAAF_relu` is.
+    Its gradient is gain·(1 − tanh²(x) + exp(−x²/3)). As `activation=`, it is as `GAAF_relu` is.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
@@ -439,9 +436,8 @@ def get(identifier: Activation | None) -> Callable[[Tensor], Tensor]:
     """Returns the activation that an identifier names, as a callable.
 
     Args:
-        identifier: "GAAF_relu" or "GAAF_tanh" (with their default parameters), the name of any
-            Keras activation such as "relu", a callable (returned as it is), the config of a
-            serialised activation, or None for the identity.
+        identifier: "GAAF_relu", "GAAF_tanh", the name of any Keras activation, a callable (returned
+            as it is), the config of a serialised activation, or None for the identity.
 
     Returns:
         Callable from tensor to tensor.
@@ -454,10 +450,8 @@ def get(identifier: Activation | None) -> Callable[[Tensor], Tensor]:
     try:
         return keras.activations.get(identifier)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            "activation: allowed is 'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, "
-            f"a callable or a serialised activation; received {identifier!r}"
-        ) from error
+        allowed = "'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, a callable or a config"
+        raise ValueError(f"activation: allowed is {allowed}; received {identifier!r}") from error
 
 
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

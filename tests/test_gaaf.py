@@ -483,6 +483,7 @@ def test_values_stay_within_half_a_period_where_floats_are_coarse(wave):
         ("gain", lambda: gaaf.GAAF("exponential", shape=None, gain="peak")),
         ("gain", lambda: gaaf.GAAF(keras.ops.square, shape=None, gain="peak")),
         ("gain", lambda: gaaf.GAAF(keras.ops.sign, shape=None, strength=0, gain="peak")),
+        ("shape", lambda: gaaf.GAAF("relu", shape=["sigmoid"])),
         ("shape", lambda: gaaf.GAAF("tanh", shape="bsilu")),
         ("shape", lambda: gaaf.GAAF("relu6", shape="leaky")),
         ("shape", lambda: gaaf.GAAF("elu", shape="nelu")),
