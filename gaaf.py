@@ -6,45 +6,60 @@ also flows where φ saturates; a shape s says where (Hahn & Choi, arXiv 1806.097
     φ_new(x) = φ(x) + g(x)·s(x)      with  |g| ≤ 0.5 / frequency
     φ_new′(x) = φ′(x) + s(x)
 
-Use `GAAF_relu` and `GAAF_tanh` as functions, or a `GAAF` object where other parameters than the
-defaults are wanted and the model is to be saved:
-
     keras.layers.Dense(64, activation=gaaf.GAAF("relu", shift=0.5, slope=5))
 
 `to_gaaf` puts GAAF in the place of a model's relu and tanh, and `to_plain` takes it out again.
 """
 
 import functools
+import importlib
 import inspect
 import math
 import numbers
 import platform
 from collections.abc import Callable
-from typing import Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import keras
 from keras import ops
+from keras.activations import relu, relu6, tanh
 
 Tensor = Any  # a tensor of the backend, an array, or a symbolic Keras tensor
-Function = Callable[[Tensor], Tensor]
-Activation = str | dict | Function  # what `get` takes
-Wave = Literal["floor", "round"] | None
-Shape = Literal["auto", "sigmoid", "gaussian"] | Function | None
+Activation = str | dict | Callable[[Tensor], Tensor]  # what `get` takes
 
-WAVES = ("floor", "round", None)
-SHAPES = ("sigmoid", "gaussian", None)
+_BACKEND = keras.backend.backend()
+_library = importlib.import_module(_BACKEND)  # tensorflow, jax or torch, which Keras has imported
 # What shape "auto" stands for. These are also the activations that `to_gaaf` replaces.
-_SHAPE_OF = {
-    keras.activations.relu: "sigmoid",
-    keras.activations.relu6: "sigmoid",
-    keras.activations.tanh: "gaussian",
-}
+_SHAPE_OF = {relu: "sigmoid", relu6: "sigmoid", tanh: "gaussian"}
 # φ′ of each φ that GAAF computes in one go with g and s. To any other φ it adds that of φ = 0.
 _PHI_SLOPE = {
-    keras.activations.relu: lambda x: ops.cast(x > 0, x.dtype),
-    keras.activations.relu6: lambda x: ops.cast((x > 0) & (x < 6), x.dtype),
-    keras.activations.tanh: lambda x: 1 - ops.square(ops.tanh(x)),
+    relu: lambda x: ops.cast(x > 0, x.dtype),
+    relu6: lambda x: ops.cast((x > 0) & (x < 6), x.dtype),
+    tanh: lambda x: 1 - ops.square(ops.tanh(x)),
     ops.zeros_like: ops.zeros_like,
+}
+
+
+def _bsilu(x, *_):
+    x = ops.clip(x, -1e4, 1e4)  # ∞·0 would be NaN
+    return ops.sigmoid(x) * (1 + (x + 1.67) * ops.sigmoid(-x)) - _PHI_SLOPE[relu](x)
+
+
+def _nelu(x, *_):
+    x = ops.clip(x, -1e4, 0)
+    return 0.4 * x / ops.square(1 + ops.square(x))
+
+
+_SHAPES = {
+    "sigmoid": lambda x, shift, slope: ops.sigmoid(slope * (x + shift)),
+    "gaussian": lambda x, *_: ops.exp(-ops.square(x) / 3),
+    # Not ones_like: a derivative of 0 is to be there, where one differentiates twice.
+    None: lambda x, *_: ops.sign(1 + ops.abs(x)),
+    # These three are for relu alone.
+    "bsilu": _bsilu,
+    "nelu": _nelu,
+    "leaky": lambda x, *_: 0.1 * (1 - ops.sign(ops.relu(x))),
 }
 
 
@@ -60,22 +75,24 @@ def _number(name, value, allowed="a finite number", smallest=-math.inf):
     return float(value)
 
 
-def _s(x, shape, shift, slope):
-    if shape == "sigmoid":
-        return ops.sigmoid(slope * (x + shift))
-    if shape == "gaussian":
-        return ops.exp(-ops.square(x) / 3)
-    # Not ones_like: the derivative of this is 0, not missing, where somebody differentiates twice.
-    return ops.sign(1 + ops.abs(x)) if shape is None else shape(x)
+def _times(factor, x):
+    return x if factor == 1 else factor * x  # where nothing is compiled, that saves a pass
 
 
-def _accelerated(phi, shift, slope, frequency, wave, shape, strength):
-    """Returns the function φ(x) + g(x)·s(x), and with it its gradient φ′(x) + g′(x)·s(x).
+def _wide(x):
+    """In half precision K·x overflows or has no fraction left: that is computed in float32."""
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
-    In s is the factor `strength`. φ is a key of `_PHI_SLOPE`. The gradient is computed from x,
-    which is all that is kept for it.
+
+def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
+    """Returns the function φ + g·strength·s, with gradient gain·(φ′ + g′·strength·s).
+
+    φ is a key of `_PHI_SLOPE`. Left to itself, differentiation would add g·s′, noise of size 0.5/K.
     """
     bound = 3e38 / max(frequency, 1)  # keeps K·x finite: inf − inf would be NaN
+
+    def s(x):
+        return _times(strength, shape(x) if callable(shape) else _SHAPES[shape](x, shift, slope))
 
     # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
     def value(x, floor=lambda periods: periods // 1):
@@ -86,61 +103,73 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength):
         height = periods - floor(periods) if sawtooth else ops.abs(periods - ops.round(periods))
         # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
         g = (ops.clip(height, 0, 1 if sawtooth else 0.5) - 0.5) / frequency
-        s = strength * _s(at, shape, shift, slope)
-        return ops.cast(phi(wide) + g * s, x.dtype)
+        return ops.cast(phi(wide) + g * s(at), x.dtype)
 
     def gradient(x, upstream):
         wide = _wide(x)
-        s = strength * _s(wide, shape, shift, slope)
+        added = s(wide)
         if wave == "round":
             periods = frequency * ops.clip(wide, -bound, bound)
-            s = s * ops.sign(periods - ops.round(periods))
-        return ops.cast(_wide(upstream) * (_PHI_SLOPE[phi](wide) + s), x.dtype)
+            added = added * ops.sign(periods - ops.round(periods))
+        return ops.cast(_wide(upstream) * _times(gain, _PHI_SLOPE[phi](wide) + added), x.dtype)
 
-    def limit(x):
-        return ops.cast(phi(x), x.dtype)  # Keras' tanh of float64 is of float32 on JAX
-
-    portable = functools.partial(value, floor=ops.floor)  # which each format has
+    exported = functools.partial(value, floor=ops.floor)
+    if wave is None:  # Keras' tanh of float64 is of float32 on JAX
+        value = exported = lambda x: ops.cast(phi(x), x.dtype)
+    as_it_is = in_one_pass = _differentiable(value, gradient)
     if not callable(shape):  # what is in a shape of the user's own may not compile
-        value, gradient = _compiled(value), _compiled(gradient)
-    if wave is None:
-        value = portable = limit
+        compiled = value if wave is None else _compiled(value)
+        in_one_pass = _flat(_differentiable(compiled, _compiled(gradient)))
 
-    # Left to itself, differentiation would add g·s′, noise of size 0.5/K. As the gradient given
-    # here is itself made of differentiable operations, second derivatives exist.
-    @ops.custom_gradient
     def accelerated(x):
-        def backward(*args, upstream=None):
-            # TensorFlow and JAX pass upstream alone; PyTorch passes it by name, after the x
-            # through which second derivatives flow.
-            return gradient(x, *args) if upstream is None else gradient(*args, upstream)
+        if _is_being_exported():
+            return exported(x)
+        return in_one_pass(x) if _is_worth_compiling(x) else as_it_is(x)
 
-        return value(x), backward
-
-    if not callable(shape):
-        accelerated = _flat(accelerated)
-    return lambda x: portable(x) if _is_being_exported() else accelerated(x)
+    return accelerated
 
 
 # Layers, and loaded ones too, share what was compiled for one set of parameters.
 _shared_accelerated = functools.cache(_accelerated)
 
 
-def _wide(x):
-    """In half precision K·x overflows or has no fraction left: that is computed in float32."""
-    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+def _differentiable(value, gradient):
+    """The function value(x), whose derivative is gradient(x, upstream) and keeps x alone.
+
+    As that is made of differentiable operations, second derivatives exist.
+    """
+    if _BACKEND == "jax":  # where Keras' custom gradients know no forward mode
+        function = _library.custom_jvp(lambda x: value(x))
+        gradient = _library.checkpoint(gradient, prevent_cse=False)
+        function.defjvp(lambda x, tangent: (function(*x), gradient(*x, *tangent)))
+        return function
+
+    @ops.custom_gradient
+    def function(x):
+        def backward(*args, upstream=None):
+            # TensorFlow passes upstream alone; PyTorch by name, after the x that is to be derived.
+            return gradient(x, *args) if upstream is None else gradient(*args, upstream)
+
+        return value(x), backward
+
+    return function
+
+
+def _is_worth_compiling(x):
+    """Whether TensorFlow traces a function in which all of x's shape but the batch is known.
+
+    XLA compiles anew for each length, which takes much longer than the operations do.
+    """
+    if _BACKEND != "tensorflow" or _library.executing_eagerly() or platform.system() == "Darwin":
+        return False  # macOS: TensorFlow has no XLA for the GPU there
+    return x.shape.rank is not None and x.shape.rank > 1 and x.shape[1:].is_fully_defined()
 
 
 def _compiled(function):
-    """The function as one pass over memory on TensorFlow, instead of one for each operation.
-
-    JAX compiles the whole step that it is part of; PyTorch runs it as it is.
-    """
-    if keras.backend.backend() != "tensorflow" or platform.system() == "Darwin":
-        return function  # macOS: TensorFlow has no XLA for the GPU there
-    import tensorflow as tf
-
-    return tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+    """The function as one pass over memory on TensorFlow, instead of one for each operation."""
+    if _BACKEND != "tensorflow":
+        return function
+    return _library.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
 def _flat(function):
@@ -149,16 +178,13 @@ def _flat(function):
     XLA vectorises the loop over the last axis, which may be a short one. And where a ReLU follows
     an addition directly, TensorFlow 2.21 fails to optimise the graph.
     """
-    if keras.backend.backend() != "tensorflow":
-        return function
-    import tensorflow as tf
 
     def of_any_shape(x):
-        y = tf.reshape(function(tf.reshape(x, [-1])), tf.shape(x))
+        y = _library.reshape(function(_library.reshape(x, [-1])), _library.shape(x))
         y.set_shape(x.shape)
         return y
 
-    return of_any_shape
+    return of_any_shape if _BACKEND == "tensorflow" else function
 
 
 def _is_being_exported():
@@ -167,21 +193,78 @@ def _is_being_exported():
     ONNX knows neither functions compiled by XLA nor gradients; an exported model needs none.
     """
     frame = inspect.currentframe()
-    while frame and not frame.f_globals.get("__name__", "").startswith("keras.src.export."):
+    while frame and not str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
         frame = frame.f_back
     return frame is not None
+
+
+def _largest_slope(function, shift, slope):
+    """The largest |function′(x)| of all x, found on a grid; inf where it has no bound."""
+    unit = 1 / (abs(slope) or 1)
+    far = 2e4 * (1 + abs(shift) + unit)
+    # Around 0, where φ has its features; around the sigmoid's centre; and out to 10·far.
+    ticks = ops.linspace(-20.0, 20.0, 8000)
+    powers = 10 ** ops.linspace(-6, math.log10(far) + 1, 500)
+    x = ops.sort(ops.concatenate([ticks, unit * ticks - shift, powers, -powers]))
+    largest = 0
+    for closer in range(3):
+        x = ops.convert_to_numpy(x)
+        slopes = abs(ops.convert_to_numpy(gradient(function, x)))
+        slopes[slopes != slopes] = 0  # NaN, where φ overflows far out
+        best = int(slopes.argmax())
+        largest = max(largest, float(slopes[best]))
+        if closer == 0 and largest > 1.001 * slopes[abs(x) < far].max():
+            return math.inf
+        x = ops.linspace(float(x[max(best - 1, 0)]), float(x[min(best + 1, len(x) - 1)]), 1000)
+    return largest
+
+
+@functools.lru_cache(256)
+def _gain_at_peak(activation, shift, slope, wave, shape, strength):
+    signs = (strength, -strength) if wave == "round" else (strength,)
+    functions = [GAAF(activation, shift, slope, 1, None, shape, sign) for sign in signs]
+    # A thread of its own is free of what is being traced, and of any scope that is open here.
+    with ThreadPoolExecutor(1) as thread:
+        peak = max(thread.map(_largest_slope, functions, [shift] * 2, [slope] * 2))
+    allowed = "a positive finite number, or 'peak' where φ′ + s has a bound and is not 0 everywhere"
+    _require("gain", 0 < peak < math.inf, allowed, "peak")
+    return 1 / peak
+
+
+def _of_keras(function):
+    """Keras' relu, relu6 or tanh, for the same one of `keras.ops` or the backend; else itself."""
+    nn, numpy, lax = (getattr(_library, name, None) for name in ("nn", "numpy", "lax"))
+    places = ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
+    for phi in _SHAPE_OF:
+        if any(getattr(place, phi.__name__, None) is function for place in places):
+            return phi
+    return function
+
+
+def _is_stateless(layer):
+    try:
+        layer(keras.KerasTensor((1, 1)))  # creates the weights
+    except Exception:  # it has weights, or is for tensors of some shapes only
+        return False
+    return not layer.weights
 
 
 @keras.saving.register_keras_serializable("gaaf")
 class GAAF(keras.Operation):
     """Gradient-accelerated version of an activation function, φ_new(x) = φ(x) + g(x)·s(x).
 
-    The gradient is φ′(x) + s(x), for wave "round" φ′(x) ± s(x) with the sign of Kx − round(Kx).
-    Values differ from φ(x) by 0.5/frequency at most, where |s| ≤ 1. The object goes wherever Keras
-    takes `activation=`, and is saved and loaded with the model.
+    The gradient is gain·(φ′(x) + s(x)); for wave "round" gain·(φ′(x) ± s(x)), with the sign of
+    Kx − round(Kx). Values differ from φ(x) by 0.5/frequency at most, where |s| ≤ 1. The object
+    goes wherever Keras takes `activation=`, and is saved and loaded with the model.
+
+    Each activation multiplies the gradient on its way back by up to 2; in mean square, for x of a
+    standard normal distribution, E(φ′ + s)²/Eφ′² is 1.47² for the default of relu, 2.05² for the
+    paper's (slope 5, shift 0.5) and 2.18² for that of tanh. In deep networks it leaves float32's
+    range and SGD diverges; Adam forgets the weight decay. A gain below 1 makes up for that. With
+    any other than 1 the gradient is not the derivative of the value.
 
     Args:
-        activation: φ: "relu", "tanh", the name of any other Keras activation, or a callable.
+        activation: φ: the name of any Keras activation, or a callable; no layer with weights.
         shift: Where s = 0.5 lies: the sigmoid's centre is at x = −shift, in units of x. Finite
             float; default −1.0, with slope 1 the best that the 2018 experiments found.
         slope: Steepness of the sigmoid, in 1/x. Finite float, default 1.0.
@@ -191,9 +274,13 @@ class GAAF(keras.Operation):
         shape: s. "sigmoid": sigmoid(slope·(x + shift)). "gaussian": exp(−x²/3). None: 1
             everywhere. A callable: s(x) of a float32 or float64 tensor. Default "auto": "sigmoid"
             for φ = relu, relu6 and a `keras.layers.ReLU`, "gaussian" for tanh; any other φ needs
-            one of the former.
+            another. For φ = relu alone, and meant with wave None: s = r′ − φ′, which replaces its
+            gradient by r′. "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2. "nelu": r′ = 1 for x > 0,
+            else 0.4x/(1 + x²)². "leaky": r′ = 1 for x > 0, else 0.1.
         strength: Factor of s. Finite float, default 1.0; 0 leaves φ. It may be changed later, as an
             attribute of that name, and holds in functions that are traced from then on.
+        gain: Factor of the gradient. Positive finite float, default 1.0, the paper's; or "peak":
+            1/max|φ′ + s|, with which no slope is above 1: 0.5 for the defaults of relu and tanh.
         name: Name of the operation in a functional model.
 
     Call arguments:
@@ -207,13 +294,10 @@ class GAAF(keras.Operation):
         ValueError: if a parameter is not one of the above.
         TypeError: if x is not of a float dtype.
 
-    Example:
-
-    >>> layer = keras.layers.Dense(64, activation=GAAF("elu", shape="gaussian"))
-
     Reference:
-        [Gradient Acceleration in Activation Functions](https://arxiv.org/abs/1806.09783),
-        Hahn & Choi, 2018: the formula φ_new, and the shapes of its ReLU and tanh.
+        [Gradient Acceleration in Activation Functions](https://arxiv.org/abs/1806.09783), Hahn &
+        Choi, 2018; "bsilu" and "nelu": [SUGAR](https://arxiv.org/abs/2505.22074), 2025; "leaky":
+        [ProxyGrad](https://arxiv.org/abs/2410.16958), 2024.
     """
 
     def __init__(
@@ -222,25 +306,45 @@ class GAAF(keras.Operation):
         shift: float = -1.0,
         slope: float = 1.0,
         frequency: float = 10_000,
-        wave: Wave = "floor",
-        shape: Shape = "auto",
+        wave: str | None = "floor",
+        shape: str | dict | Callable | None = "auto",
         strength: float = 1.0,
+        gain: float | str = 1.0,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.activation = get(activation)
+        self.activation = phi = _of_keras(get(activation))
+        if isinstance(phi, keras.Layer):
+            _require("activation", _is_stateless(phi), "a layer without weights", phi)
         self.shift = _number("shift", shift)
         self.slope = _number("slope", slope)
         self.frequency = _number("frequency", frequency, "a positive finite number", 1.2e-38)
-        _require("wave", wave in WAVES, "'floor', 'round' or None", wave)
+        _require("wave", wave in ("floor", "round", None), "'floor', 'round' or None", wave)
         self.wave = wave
+        if isinstance(shape, dict):  # of a saved model
+            shape = keras.saving.deserialize_keras_object(shape)
         if shape == "auto":
-            relu = isinstance(self.activation, keras.layers.ReLU)
-            shape = "sigmoid" if relu else _SHAPE_OF.get(self.activation, "auto")
-        allowed = "'sigmoid', 'gaussian', None, a callable, or 'auto' for relu, relu6 and tanh"
-        _require("shape", callable(shape) or shape in SHAPES, allowed, shape)
+            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else _SHAPE_OF.get(phi, "auto")
+        allowed = "'sigmoid', 'gaussian', None, a callable, 'auto' for relu, relu6 and tanh, or "
+        allowed += "'bsilu', 'nelu', 'leaky' for relu"
+        ok = shape in tuple(_SHAPES)[: None if phi is relu else 3]
+        _require("shape", callable(shape) or ok, allowed, shape)
         self.shape = shape
-        self.strength = _number("strength", strength)
+        number = "a positive finite number or 'peak'"
+        self.gain = gain if gain == "peak" else _number("gain", gain, number, 1.2e-38)
+        self.strength = strength
+
+    @property
+    def strength(self):
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength):
+        self._strength = _number("strength", strength)
+        self._factor = self.gain
+        if self.gain == "peak":
+            parameters = self.shift, self.slope, self.wave, self.shape, self._strength
+            self._factor = _gain_at_peak(self.activation, *parameters)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):
@@ -251,13 +355,19 @@ class GAAF(keras.Operation):
         return super().__call__(x)
 
     def call(self, x):
-        if self.strength == 0:
-            return ops.cast(self.activation(x), x.dtype)
+        if hasattr(x, "with_flat_values"):  # a tf.RaggedTensor
+            flat = ops.reshape(x.flat_values, [-1])  # nothing is compiled for a vector's length
+            return x.with_flat_values(ops.reshape(self.call(flat), ops.shape(x.flat_values)))
         parameters = self.shift, self.slope, self.frequency, self.wave, self.shape, self.strength
         accelerated = _accelerated if callable(self.shape) else _shared_accelerated
-        if any(self.activation is phi for phi in _PHI_SLOPE):
-            return accelerated(self.activation, *parameters)(x)
-        return self.activation(x) + accelerated(ops.zeros_like, *parameters)(x)
+        if self.strength and any(self.activation is phi for phi in _PHI_SLOPE):
+            return accelerated(self.activation, *parameters, self._factor)(x)
+        y = ops.cast(self.activation(x), x.dtype)
+        if self.strength:
+            y = y + accelerated(ops.zeros_like, *parameters, 1.0)(x)
+        if self._factor == 1 or _is_being_exported():
+            return y
+        return _differentiable(ops.copy, lambda _, upstream: self._factor * upstream)(y)
 
     def __repr__(self) -> str:
         config = {key: value for key, value in self.get_config().items() if key != "name"}
@@ -268,96 +378,66 @@ class GAAF(keras.Operation):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "activation": keras.activations.serialize(self.activation),
-            "shift": self.shift,
-            "slope": self.slope,
-            "frequency": self.frequency,
-            "wave": self.wave,
-            "shape": serialize(self.shape) if callable(self.shape) else self.shape,
-            "strength": self.strength,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        shape = config["shape"]
-        if isinstance(shape, dict):
-            shape = keras.saving.deserialize_keras_object(shape)
-        return cls(**{**config, "shape": shape})
+        names = ("shift", "slope", "frequency", "wave", "shape", "strength", "gain")
+        config = {"activation": keras.activations.serialize(self.activation)}
+        config |= {name: getattr(self, name) for name in names}
+        config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
+        return super().get_config() | config
 
 
 @keras.saving.register_keras_serializable("gaaf")
 def GAAF_relu(
-    x: Tensor,
-    shift: float = -1.0,
-    slope: float = 1.0,
-    frequency: float = 10_000,
-    wave: Wave = "floor",
-    shape: Shape = "sigmoid",
+    x: Tensor, shift=-1.0, slope=1.0, frequency=10_000, wave="floor", shape="sigmoid", gain=1.0
 ) -> Tensor:
     """Gradient-accelerated ReLU, max(x, 0) + g(x)·sigmoid(slope·(x + shift)).
 
-    Its gradient is (x > 0) + sigmoid(slope·(x + shift)). Given as `activation=`, this function has
-    its default parameters; `GAAF("relu", …)` takes others along, into saved models too.
+    Its gradient is gain·((x > 0) + sigmoid(slope·(x + shift))). Given as `activation=`, it has its
+    default parameters; `GAAF("relu", …)` takes others along, into saved models too.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
-        shift: The sigmoid's centre is at x = −shift. Default −1.0, with slope 1 the best that the
-            2018 experiments found (test accuracy 0.7948, over shifts from 5 to −4).
-        slope: Steepness of the sigmoid. Default 1.0.
-        frequency: K, sawtooth periods per unit of x. Default 10,000.
-        wave: "floor" (default), "round" or None.
-        shape: "sigmoid" (default), "gaussian", None or a callable.
+        shift, slope, frequency, wave, shape, gain: as `GAAF` has them for φ = relu.
 
     Returns:
         Tensor of the shape and dtype of x.
 
     Raises:
-        ValueError: if a parameter is none of these.
-        TypeError: if x is not of a float dtype.
+        ValueError, TypeError: as `GAAF` does.
 
     Reference:
         [Gradient Acceleration in Activation Functions](https://arxiv.org/abs/1806.09783).
     """
-    return GAAF("relu", shift, slope, frequency, wave, shape)(x)
+    return GAAF("relu", shift, slope, frequency, wave, shape, gain=gain)(x)
 
 
 @keras.saving.register_keras_serializable("gaaf")
-def GAAF_tanh(
-    x: Tensor, frequency: float = 10_000, wave: Wave = "floor", shape: Shape = "gaussian"
-) -> Tensor:
+def GAAF_tanh(x: Tensor, frequency=10_000, wave="floor", shape="gaussian", gain=1.0) -> Tensor:
     """Gradient-accelerated tanh, tanh(x) + g(x)·exp(−x²/3).
 
-    Its gradient is 1 − tanh²(x) + exp(−x²/3). `GAAF("tanh", …)` is the form for `activation=` with
-    other parameters than the defaults.
+    Its gradient is gain·(1 − tanh²(x) + exp(−x²/3)). As `activation=`, it is as `GAAF_relu` is.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
-        frequency: K, sawtooth periods per unit of x. Default 10,000.
-        wave: "floor" (default), "round" or None.
-        shape: "gaussian" (default), "sigmoid", None or a callable.
+        frequency, wave, shape, gain: as `GAAF` has them for φ = tanh.
 
     Returns:
         Tensor of the shape and dtype of x.
 
     Raises:
-        ValueError: if a parameter is none of these.
-        TypeError: if x is not of a float dtype.
+        ValueError, TypeError: as `GAAF` does.
 
     Reference:
         [Gradient Acceleration in Activation Functions](https://arxiv.org/abs/1806.09783).
     """
-    return GAAF("tanh", frequency=frequency, wave=wave, shape=shape)(x)
+    return GAAF("tanh", frequency=frequency, wave=wave, shape=shape, gain=gain)(x)
 
 
-def get(identifier: Activation | None) -> Function:
+def get(identifier: Activation | None) -> Callable[[Tensor], Tensor]:
     """Returns the activation that an identifier names, as a callable.
 
     Args:
-        identifier: "GAAF_relu" or "GAAF_tanh" (with their default parameters), the name of any
-            Keras activation such as "relu", a callable (returned as it is), the config of a
-            serialised activation, or None for the identity.
+        identifier: "GAAF_relu", "GAAF_tanh", the name of any Keras activation, a callable (returned
+            as it is), the config of a serialised activation, or None for the identity.
 
     Returns:
         Callable from tensor to tensor.
@@ -370,13 +450,11 @@ def get(identifier: Activation | None) -> Function:
     try:
         return keras.activations.get(identifier)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            "activation: allowed is 'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, "
-            f"a callable or a serialised activation; received {identifier!r}"
-        ) from error
+        allowed = "'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, a callable or a config"
+        raise ValueError(f"activation: allowed is {allowed}; received {identifier!r}") from error
 
 
-def gradient(function: Function, x: Tensor) -> Tensor:
+def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Returns the derivative of an elementwise function, as training gets it.
 
     Args:
@@ -385,28 +463,17 @@ def gradient(function: Function, x: Tensor) -> Tensor:
 
     Returns:
         Tensor of the shape and dtype of x.
-
-    Example:
-
-    >>> gradient(GAAF("relu", shape=None), [-1.0, 1.0])  # 1.0 and 2.0
     """
     x = ops.convert_to_tensor(x)
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
+    if _BACKEND == "tensorflow":
+        with _library.GradientTape() as tape:
             tape.watch(x)
             y = function(x)
         return tape.gradient(y, x)
-    if backend == "jax":
-        import jax
-
-        return jax.grad(lambda x: function(x).sum())(x)
-    import torch
-
+    if _BACKEND == "jax":
+        return _library.grad(lambda x: function(x).sum())(x)
     x = x.detach().requires_grad_(True)
-    return torch.autograd.grad(function(x).sum(), x)[0]
+    return _library.autograd.grad(function(x).sum(), x)[0]
 
 
 def to_gaaf(model: keras.Model, **parameters: Any) -> tuple[keras.Model, int]:

@@ -15,7 +15,7 @@ from backends import BACKEND, derivatives, to_numpy, ways_to_call
 import gaaf
 
 ROOT = Path(__file__).parent.parent
-X = np.random.default_rng(0).uniform(-8, 8, 2001)
+X = np.random.default_rng(0).uniform(-8, 8, (667, 3))
 
 
 def sigmoid(x, shift=-1.0, slope=1.0):
@@ -44,6 +44,24 @@ def gaussian_slope(x):
     return -2 / 3 * x * gaussian(x)
 
 
+def sigmoid_curvature(x):
+    return sigmoid_slope(x, 0) * (1 - 2 * sigmoid(x, 0))
+
+
+# The gradients that named shapes put in the place of ReLU's, and their derivatives.
+SURROGATES = {
+    "bsilu": (
+        lambda x: sigmoid(x, 0) + (x + 1.67) * sigmoid_slope(x, 0),
+        lambda x: 2 * sigmoid_slope(x, 0) + (x + 1.67) * sigmoid_curvature(x),
+    ),
+    "nelu": (
+        lambda x: np.where(x > 0, 1, 0.4 * x / (1 + x**2) ** 2),
+        lambda x: np.where(x > 0, 0, 0.4 * (1 - 3 * x**2) / (1 + x**2) ** 3),
+    ),
+    "leaky": (lambda x: np.where(x > 0, 1, 0.1), np.zeros_like),
+}
+
+
 # GAAF's activation and parameters; φ and its derivatives; s and its derivative.
 CASES = [
     ("relu", {}, RELU, sigmoid, sigmoid_slope),
@@ -68,7 +86,17 @@ CASES = [
     ("tanh", {"shape": "sigmoid"}, TANH, sigmoid, sigmoid_slope),
     ("elu", {"shape": "gaussian"}, ELU, gaussian, gaussian_slope),
     (keras.activations.elu, {"shape": None}, ELU, np.ones_like, np.zeros_like),
+    *[
+        ("relu", {"shape": name}, RELU, lambda x, r=slope: r(x) - RELU[1](x), curvature)
+        for name, (slope, curvature) in SURROGATES.items()
+    ],
 ]
+
+
+def all_derivatives(function):
+    """Yields the first and second derivative at X, eager and compiled."""
+    for way, call in list(ways_to_call(function))[:2]:
+        yield way, *derivatives(call, X)
 
 
 @pytest.mark.parametrize("wave", ["floor", "round", None])
@@ -96,9 +124,11 @@ def test_values_and_gradients_are_those_of_the_closed_form(
             np.testing.assert_array_equal(
                 values, to_numpy(dict(ways_to_call(function.activation))[way](x))
             )
-    first, second = derivatives(function, X)
-    np.testing.assert_allclose(first, phi[1](X) + sign * s(X), rtol=0, atol=2e-6)
-    np.testing.assert_allclose(second, phi[2](X) + sign * s_slope(X), rtol=0, atol=1e-5)
+    for way, first, second in all_derivatives(function):
+        np.testing.assert_allclose(first, phi[1](X) + sign * s(X), rtol=0, atol=2e-6, err_msg=way)
+        np.testing.assert_allclose(
+            second, phi[2](X) + sign * s_slope(X), rtol=0, atol=1e-5, err_msg=way
+        )
 
 
 def test_the_two_functions_are_the_object_with_their_defaults():
@@ -106,10 +136,11 @@ def test_the_two_functions_are_the_object_with_their_defaults():
     for function, activation in ((gaaf.GAAF_relu, "relu"), (gaaf.GAAF_tanh, "tanh")):
         np.testing.assert_array_equal(to_numpy(function(x)), to_numpy(gaaf.GAAF(activation)(x)))
     parameters = {"shift": 2.0, "slope": 3.0, "frequency": 50, "wave": "round", "shape": "gaussian"}
+    parameters["gain"] = 0.5
     np.testing.assert_array_equal(
         to_numpy(gaaf.GAAF_relu(x, **parameters)), to_numpy(gaaf.GAAF("relu", **parameters)(x))
     )
-    parameters = {"frequency": 50, "wave": None, "shape": "sigmoid"}
+    parameters = {"frequency": 50, "wave": None, "shape": "sigmoid", "gain": 0.5}
     np.testing.assert_array_equal(
         to_numpy(gaaf.GAAF_tanh(x, **parameters)), to_numpy(gaaf.GAAF("tanh", **parameters)(x))
     )
@@ -170,6 +201,235 @@ def test_strength_is_a_factor_of_s(wave, strength):
         assert gaaf.get(keras.activations.serialize(function)).strength == strength
 
 
+@pytest.mark.parametrize("name", SURROGATES)
+def test_a_surrogate_replaces_the_gradient_of_relu(name):
+    for strength in (1, 0.5):
+        function = gaaf.GAAF("relu", wave=None, shape=name, strength=strength)
+        gradient, _ = derivatives(function, X)
+        expected = (1 - strength) * RELU[1](X) + strength * SURROGATES[name][0](X)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
+    far, _ = derivatives(gaaf.GAAF("relu", wave=None, shape=name), [-np.inf, -1e30, 1e30, np.inf])
+    left = 0.1 if name == "leaky" else 0
+    np.testing.assert_allclose(far, [left, left, 1, 1], rtol=1e-6, atol=1e-9)
+
+
+def gain_cases():
+    for activation, parameters, phi, s, s_slope in CASES[::3]:
+        for wave in ("floor", "round", None):
+            yield activation, {**parameters, "wave": wave}, phi, s, s_slope
+
+
+@pytest.mark.parametrize("activation, parameters, phi, s, s_slope", [*gain_cases()])
+def test_gain_is_a_factor_of_the_gradient_alone(activation, parameters, phi, s, s_slope):
+    plain = gaaf.GAAF(activation, **parameters)
+    function = gaaf.GAAF(activation, gain=0.25, **parameters)
+    x = keras.ops.convert_to_tensor(X, "float64")
+    np.testing.assert_array_equal(to_numpy(function(x)), to_numpy(plain(x)))
+    for (way, *scaled), (_, *whole) in zip(
+        all_derivatives(function), all_derivatives(plain), strict=True
+    ):
+        for order in (0, 1):
+            np.testing.assert_allclose(scaled[order], 0.25 * whole[order], atol=1e-9, err_msg=way)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_gain_in_every_dtype_and_without_s(dtype):
+    for parameters in ({"strength": 0}, {}):
+        for activation in ("relu", "elu"):
+            plain, function = (
+                gaaf.GAAF(activation, shape="sigmoid", gain=gain, **parameters) for gain in (1, 4)
+            )
+            x = keras.ops.cast(X, dtype)
+            assert keras.backend.standardize_dtype(function(x).dtype) == dtype
+            np.testing.assert_array_equal(to_numpy(function(x)), to_numpy(plain(x)))
+            np.testing.assert_array_equal(
+                derivatives(function, X, dtype)[0], 4 * derivatives(plain, X, dtype)[0]
+            )
+
+
+def gain_at_peak(slope):
+    x = np.linspace(-25, 25, 2_000_001)
+    return 1 / np.abs(slope(x)).max()
+
+
+@pytest.mark.parametrize("activation, parameters, phi, s, s_slope", CASES)
+def test_gain_at_the_peak_of_the_closed_form(activation, parameters, phi, s, s_slope):
+    for strength in (1, 0.3, -2):
+        function = gaaf.GAAF(activation, wave=None, gain="peak", strength=strength, **parameters)
+        plain = gaaf.GAAF(activation, wave=None, strength=strength, **parameters)
+        ratio = derivatives(function, X)[0].sum() / derivatives(plain, X)[0].sum()
+        expected = gain_at_peak(lambda x, k=strength: phi[1](x) + k * s(x))
+        np.testing.assert_allclose(ratio, expected, rtol=1e-3)
+
+
+def test_gain_at_the_peak_whatever_phi_and_s_are():
+    def narrow(x):
+        return keras.ops.exp(-1000 * (x - 3) ** 2)
+
+    for activation, parameters, slope in (
+        ("relu", {}, lambda x: np.full_like(x, 2)),
+        ("relu", {"shift": 1e6}, lambda x: np.full_like(x, 2)),
+        ("tanh", {}, lambda x: TANH[1](x) + gaussian(x)),
+        ("tanh", {"shape": "sigmoid", "slope": 1e4, "shift": -2}, lambda x: TANH[1](x) + (x > 2)),
+        ("tanh", {"shape": narrow}, lambda x: TANH[1](x) + np.exp(-1000 * (x - 3) ** 2)),
+        (lambda x: 3 * keras.ops.tanh(20 * x), {"shape": None}, lambda x: 60 * TANH[1](20 * x) + 1),
+        ("relu", {"wave": "round", "strength": -1}, lambda x: np.full_like(x, 2)),
+    ):
+        function = gaaf.GAAF(activation, gain="peak", **parameters)
+        gradient = to_numpy(gaaf.gradient(function, [20.0, -20.0])).astype("float64")
+        whole = to_numpy(gaaf.gradient(gaaf.GAAF(activation, **parameters), [20.0, -20.0]))
+        np.testing.assert_allclose(gradient, whole * gain_at_peak(slope), rtol=1e-3)
+        assert function.get_config()["gain"] == "peak" and "gain='peak'" in repr(function)
+
+
+def test_gain_at_the_peak_follows_the_strength():
+    function = gaaf.GAAF("relu", gain="peak")
+    for strength, expected in ((1, 1), (0, 1), (3, 1)):
+        function.strength = strength
+        np.testing.assert_allclose(to_numpy(gaaf.gradient(function, [50.0])), expected)
+
+
+def test_gain_at_the_peak_is_found_while_something_is_traced():
+    x = keras.ops.convert_to_tensor([-1.0, 50.0])
+    for way, call in ways_to_call(lambda x: gaaf.GAAF_relu(x, gain="peak")):
+        gaaf._gain_at_peak.cache_clear()
+        np.testing.assert_allclose(to_numpy(gaaf.gradient(call, x))[1], 1, err_msg=way)
+    gaaf._gain_at_peak.cache_clear()
+    if BACKEND == "torch":
+        import torch
+
+        with torch.inference_mode():
+            gaaf.GAAF("relu", gain="peak")(torch.ones(2))
+
+
+def test_mean_square_gains_are_those_that_the_docstring_gives():
+    x = np.linspace(-12, 12, 480_001)
+    density = np.exp(-(x**2) / 2)
+    for slope, s, expected in (
+        (RELU[1], sigmoid, 1.47),
+        (RELU[1], partial(sigmoid, shift=0.5, slope=5), 2.05),
+        (TANH[1], gaussian, 2.18),
+    ):
+        ratio = np.sum((slope(x) + s(x)) ** 2 * density) / np.sum(slope(x) ** 2 * density)
+        assert f"{np.sqrt(ratio):.2f}" == f"{expected}"
+        assert f"{expected}²" in gaaf.GAAF.__doc__
+
+
+def test_relu_and_tanh_of_other_libraries_are_those_of_keras():
+    places = [keras.ops]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        places += [tf, tf.nn, tf.math]
+    elif BACKEND == "jax":
+        import jax
+
+        places += [jax.nn, jax.numpy, jax.lax]
+    else:
+        import torch
+
+        places += [torch, torch.nn.functional]
+    found = 0
+    for place in places:
+        for name in ("relu", "relu6", "tanh"):
+            if hasattr(place, name):
+                found += 1
+                plain, function = gaaf.GAAF(name), gaaf.GAAF(getattr(place, name))
+                assert function.activation is plain.activation
+                assert function.shape == plain.shape
+    assert found >= 7
+
+    def relu(x):
+        return keras.ops.maximum(x, 1)
+
+    assert gaaf.GAAF(relu, shape="sigmoid").activation is relu
+    with pytest.raises(ValueError, match="shape: allowed is "):
+        gaaf.GAAF(relu)
+
+
+def test_a_layer_is_an_activation_if_it_has_no_weights():
+    layer = keras.layers.ReLU(negative_slope=0.5)
+    function = gaaf.GAAF(layer, wave=None, shape=None)
+    assert to_numpy(gaaf.gradient(function, [[-1.0, 2.0]])).tolist() == [[1.5, 2]]
+    assert gaaf.GAAF(keras.layers.ReLU()).shape == "sigmoid"
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the others compile whole steps, or nothing")
+def test_only_shapes_known_but_for_the_batch_are_compiled(monkeypatch):
+    import tensorflow as tf
+
+    traced, function = [], tf.function
+
+    def counted(body, **options):
+        return function(lambda *args: traced.append(body) or body(*args), **options)
+
+    monkeypatch.setattr(tf, "function", counted)
+    gaaf._shared_accelerated.cache_clear()
+
+    def step(x):
+        return gaaf.gradient(gaaf.GAAF("relu"), x)
+
+    for length in range(1, 9):
+        step(tf.ones((2, length, 4)))
+    unknown = function(step, input_signature=[tf.TensorSpec((None, None, 4))])
+    for length in range(1, 9):
+        unknown(tf.ones((2, length, 4)))
+    function(step, input_signature=[tf.TensorSpec(None)])(tf.ones((2, 3)))
+    function(step, input_signature=[tf.TensorSpec([None])])(tf.ones(3))
+    assert not traced
+    images = function(step, input_signature=[tf.TensorSpec((None, 8, 8, 4))])
+    for batch in (2, 3):
+        images(tf.ones((batch, 8, 8, 4)))
+    assert len(traced) == 2  # value and gradient
+    gaaf._shared_accelerated.cache_clear()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow alone has ragged tensors")
+def test_ragged_tensors():
+    import tensorflow as tf
+
+    x = tf.ragged.constant([[1.0, -2.0], [3.0]])
+    deep = tf.RaggedTensor.from_row_lengths(tf.reshape(tf.range(-6.0, 6), (6, 2)), [1, 3, 2])
+    for function in (gaaf.GAAF("relu", gain=2), gaaf.GAAF("elu", shape=None), gaaf.GAAF_tanh):
+        for ragged in (x, deep):
+            for way, call in (("eager", function), ("tf.function", tf.function(function))):
+                with tf.GradientTape() as tape:
+                    tape.watch(ragged.flat_values)
+                    y = call(ragged)
+                    total = tf.reduce_sum(y.flat_values)
+                assert isinstance(y, tf.RaggedTensor), way
+                np.testing.assert_array_equal(y.row_splits, ragged.row_splits)
+                np.testing.assert_allclose(y.flat_values, function(ragged.flat_values), atol=1e-7)
+                np.testing.assert_allclose(
+                    tape.gradient(total, ragged.flat_values),
+                    gaaf.gradient(function, ragged.flat_values),
+                    atol=1e-7,
+                )
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of these, JAX alone has forward mode")
+@pytest.mark.parametrize("parameters", [{}, {"gain": 0.5}, {"wave": "round"}, {"wave": None}])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu"])
+def test_forward_mode_is_the_same_derivative(activation, parameters):
+    import jax
+
+    function = gaaf.GAAF(activation, shape="gaussian", **parameters)
+    x = jax.numpy.asarray(X[:5, 0])
+    first, second = derivatives(function, x)
+    same = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
+    ones = jax.numpy.ones_like(x)
+    for f in (function, jax.jit(function)):
+        value, tangent = jax.jvp(f, (x,), (ones,))
+        same(value, function(x))
+        same(tangent, first)
+        same(jax.linearize(f, x)[1](ones), first)
+        same(jax.jacfwd(f)(x), np.diag(first))
+        same(jax.jacrev(f)(x), np.diag(first))
+        same(jax.hessian(lambda x, f=f: f(x).sum())(x), np.diag(second))
+        same(jax.jvp(jax.grad(lambda x, f=f: f(x).sum()), (x,), (ones,))[1], second)
+        same(jax.grad(lambda x, f=f: jax.jvp(f, (x,), (ones,))[1].sum())(x), second)
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX tells what is kept")
 @pytest.mark.parametrize("wave", ["floor", "round", None])
 def test_the_backward_pass_keeps_no_more_than_the_input(wave):
@@ -215,6 +475,22 @@ def test_values_stay_within_half_a_period_where_floats_are_coarse(wave):
         ("slope", lambda: gaaf.GAAF_relu(X, slope=float("-inf"))),
         ("slope", lambda: gaaf.GAAF_relu(X, slope=True)),
         ("strength", lambda: gaaf.GAAF("relu", strength=float("inf"))),
+        ("gain", lambda: gaaf.GAAF("relu", gain=0)),
+        ("gain", lambda: gaaf.GAAF_relu(X, gain=-1.0)),
+        ("gain", lambda: gaaf.GAAF_tanh(X, gain=float("inf"))),
+        ("gain", lambda: gaaf.GAAF("relu", gain="max")),
+        ("gain", lambda: gaaf.GAAF("relu", gain=None)),
+        ("gain", lambda: gaaf.GAAF("exponential", shape=None, gain="peak")),
+        ("gain", lambda: gaaf.GAAF(keras.ops.square, shape=None, gain="peak")),
+        ("gain", lambda: gaaf.GAAF(keras.ops.sign, shape=None, strength=0, gain="peak")),
+        ("shape", lambda: gaaf.GAAF("relu", shape=["sigmoid"])),
+        ("shape", lambda: gaaf.GAAF("tanh", shape="bsilu")),
+        ("shape", lambda: gaaf.GAAF("relu6", shape="leaky")),
+        ("shape", lambda: gaaf.GAAF("elu", shape="nelu")),
+        ("activation", lambda: gaaf.GAAF(keras.layers.PReLU(), shape="sigmoid")),
+        ("activation", lambda: gaaf.GAAF(keras.layers.Dense(1), shape="sigmoid")),
+        ("activation", lambda: gaaf.GAAF(keras.layers.LSTM(1), shape="sigmoid")),
+        ("activation", lambda: gaaf.GAAF(keras.Sequential([keras.layers.PReLU()]), shape=None)),
         ("x", lambda: gaaf.GAAF_relu(np.arange(3))),
         ("x", lambda: gaaf.GAAF_tanh(True)),
         ("x", lambda: gaaf.GAAF_relu(keras.Input((3,), dtype="int32"))),
@@ -238,10 +514,23 @@ def test_get():
     assert gaaf.get("gelu") is keras.activations.gelu
     assert gaaf.get(None) is keras.activations.linear
     assert gaaf.get(np.tanh) is np.tanh
-    for original in (gaaf.GAAF_relu, gaaf.GAAF("tanh", frequency=7, wave="round", shape=None)):
+    for original in (
+        gaaf.GAAF_relu,
+        gaaf.GAAF("tanh", frequency=7, wave="round", shape=None),
+        gaaf.GAAF("relu", wave=None, shape="bsilu", gain="peak"),
+    ):
         copy = gaaf.get(keras.activations.serialize(original))
         x = keras.ops.convert_to_tensor(X)
         np.testing.assert_array_equal(to_numpy(copy(x)), to_numpy(original(x)))
+        np.testing.assert_array_equal(
+            to_numpy(gaaf.gradient(copy, x)), to_numpy(gaaf.gradient(original, x))
+        )
+
+
+def test_a_config_saved_before_there_was_a_gain_has_the_papers():
+    config = keras.saving.serialize_keras_object(gaaf.GAAF("relu", shape=keras.ops.sigmoid))
+    del config["config"]["gain"]
+    assert keras.saving.deserialize_keras_object(config).gain == 1
 
 
 def model_of_every_kind():
@@ -250,7 +539,8 @@ def model_of_every_kind():
     x = keras.layers.Dense(8, activation=gaaf.GAAF("relu", 0.5, 5, 200, "round", None))(x)
     x = gaaf.GAAF_relu(x, shift=2, frequency=30)  # a function, on a symbolic tensor
     x = keras.layers.Activation(gaaf.GAAF("elu", wave=None, shape=keras.ops.sigmoid))(x)
-    x = gaaf.GAAF("tanh", frequency=3)(keras.layers.Dense(8)(x))
+    x = gaaf.GAAF("tanh", frequency=3, gain="peak")(keras.layers.Dense(8)(x))
+    x = keras.layers.Dense(8, activation=gaaf.GAAF("relu", wave=None, shape="nelu", gain=0.7))(x)
     model = keras.Model(inputs, keras.layers.Dense(2)(x))
     model.compile("adam", "mse")
     return model
@@ -353,6 +643,6 @@ def test_gradient_is_the_derivative():
 
 
 def test_repr_is_what_makes_it_again():
-    function = gaaf.GAAF("relu", shift=0.5, slope=5, wave=None, name="gaaf")
+    function = gaaf.GAAF("relu", shift=0.5, slope=5, wave=None, gain="peak", name="gaaf")
     again = eval(repr(function).replace("GAAF(", "gaaf.GAAF(name='gaaf', "))
     assert again.get_config() == function.get_config()
