@@ -116,15 +116,14 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
     exported = functools.partial(value, floor=ops.floor)
     if wave is None:  # Keras' tanh of float64 is of float32 on JAX
         value = exported = lambda x: ops.cast(phi(x), x.dtype)
-    as_it_is = in_one_pass = _differentiable(value, gradient)
-    if not callable(shape):  # what is in a shape of the user's own may not compile
-        compiled = value if wave is None else _compiled(value)
-        in_one_pass = _flat(_differentiable(compiled, _compiled(gradient)))
+    as_it_is = _differentiable(value, gradient)
+    one_pass = _differentiable(value if wave is None else _compiled(value), _compiled(gradient))
 
     def accelerated(x):
         if _is_being_exported():
             return exported(x)
-        return in_one_pass(x) if _is_worth_compiling(x) else as_it_is(x)
+        # What is in a shape of the user's own may not compile.
+        return as_it_is(x) if callable(shape) or not _is_worth_compiling(x) else _flat(one_pass, x)
 
     return accelerated
 
@@ -172,19 +171,15 @@ def _compiled(function):
     return _library.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
-def _flat(function):
-    """The same elementwise function, on TensorFlow of a vector.
+def _flat(function, x):
+    """The elementwise function of a tensor of TensorFlow, computed of a vector.
 
     XLA vectorises the loop over the last axis, which may be a short one. And where a ReLU follows
     an addition directly, TensorFlow 2.21 fails to optimise the graph.
     """
-
-    def of_any_shape(x):
-        y = _library.reshape(function(_library.reshape(x, [-1])), _library.shape(x))
-        y.set_shape(x.shape)
-        return y
-
-    return of_any_shape if _BACKEND == "tensorflow" else function
+    y = _library.reshape(function(_library.reshape(x, [-1])), _library.shape(x))
+    y.set_shape(x.shape)
+    return y
 
 
 def _is_being_exported():
@@ -198,24 +193,20 @@ def _is_being_exported():
     return frame is not None
 
 
-def _largest_slope(function, shift, slope):
-    """The largest |function′(x)| of all x, found on a grid; inf where it has no bound."""
-    unit = 1 / (abs(slope) or 1)
-    far = 2e4 * (1 + abs(shift) + unit)
-    # Around 0, where φ has its features; around the sigmoid's centre; and out to 10·far.
+def _largest_slope(function):
+    """The largest |function′(x)| of all x, found on a grid, and closer to it on two finer ones."""
+    unit = 1 / (abs(function.slope) or 1)
+    # Around 0, where φ has its features; around the sigmoid's centre; and far out.
     ticks = ops.linspace(-20.0, 20.0, 8000)
-    powers = 10 ** ops.linspace(-6, math.log10(far) + 1, 500)
-    x = ops.sort(ops.concatenate([ticks, unit * ticks - shift, powers, -powers]))
+    powers = 10 ** ops.linspace(-6, 5, 500) * (1 + abs(function.shift) + unit)
+    x = ops.concatenate([ticks, unit * ticks - function.shift, powers, -powers])
     largest = 0
-    for closer in range(3):
-        x = ops.convert_to_numpy(x)
-        slopes = abs(ops.convert_to_numpy(gradient(function, x)))
-        slopes[slopes != slopes] = 0  # NaN, where φ overflows far out
-        best = int(slopes.argmax())
+    for _ in range(3):
+        x = ops.sort(x)
+        slopes = ops.nan_to_num(ops.abs(gradient(function, x)), posinf=math.inf)
+        best = int(ops.argmax(slopes))
         largest = max(largest, float(slopes[best]))
-        if closer == 0 and largest > 1.001 * slopes[abs(x) < far].max():
-            return math.inf
-        x = ops.linspace(float(x[max(best - 1, 0)]), float(x[min(best + 1, len(x) - 1)]), 1000)
+        x = ops.linspace(x[max(best - 1, 0)], x[min(best + 1, len(x) - 1)], 1000)
     return largest
 
 
@@ -225,9 +216,9 @@ def _gain_at_peak(activation, shift, slope, wave, shape, strength):
     functions = [GAAF(activation, shift, slope, 1, None, shape, sign) for sign in signs]
     # A thread of its own is free of what is being traced, and of any scope that is open here.
     with ThreadPoolExecutor(1) as thread:
-        peak = max(thread.map(_largest_slope, functions, [shift] * 2, [slope] * 2))
+        peak = max(thread.map(_largest_slope, functions))
     allowed = "a positive finite number, or 'peak' where φ′ + s has a bound and is not 0 everywhere"
-    _require("gain", 0 < peak < math.inf, allowed, "peak")
+    _require("gain", 1e-4 < peak < 1e4, allowed, "peak")
     return 1 / peak
 
 
@@ -277,8 +268,7 @@ class GAAF(keras.Operation):
             another. For φ = relu alone, and meant with wave None: s = r′ − φ′, which replaces its
             gradient by r′. "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2. "nelu": r′ = 1 for x > 0,
             else 0.4x/(1 + x²)². "leaky": r′ = 1 for x > 0, else 0.1.
-        strength: Factor of s. Finite float, default 1.0; 0 leaves φ. It may be changed later, as an
-            attribute of that name, and holds in functions that are traced from then on.
+        strength: Factor of s. Finite float, default 1.0; 0 leaves φ.
         gain: Factor of the gradient. Positive finite float, default 1.0, the paper's; or "peak":
             1/max|φ′ + s|, with which no slope is above 1: 0.5 for the defaults of relu and tanh.
         name: Name of the operation in a functional model.
@@ -332,19 +322,11 @@ class GAAF(keras.Operation):
         self.shape = shape
         number = "a positive finite number or 'peak'"
         self.gain = gain if gain == "peak" else _number("gain", gain, number, 1.2e-38)
-        self.strength = strength
-
-    @property
-    def strength(self):
-        return self._strength
-
-    @strength.setter
-    def strength(self, strength):
-        self._strength = _number("strength", strength)
+        self.strength = _number("strength", strength)
         self._factor = self.gain
-        if self.gain == "peak":
-            parameters = self.shift, self.slope, self.wave, self.shape, self._strength
-            self._factor = _gain_at_peak(self.activation, *parameters)
+        if gain == "peak":
+            parameters = self.shift, self.slope, wave, shape, self.strength
+            self._factor = _gain_at_peak(phi, *parameters)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):

@@ -29,10 +29,13 @@ RUNS = ROOT / "runs" / "experiments"
 # schedule, batch 128, no augmentation. The test accuracy that counts is that of the last epoch.
 SHIFTS = (5, 4, 3, 2, 1, 0, -0.5, -1, -2, -3, -4)
 PAPER = {"slope": 5, "shift": 0.5}
+PEAK = {**PAPER, "gain": "peak"}
 RELU = {"activation": "relu"}
 ROWS = {
     "relu": RELU,
     "paper": PAPER,
+    "paper, peak": PEAK,
+    "bsilu": {"shape": "bsilu", "wave": "none"},
     **{f"shift {shift:g}": {"shift": shift} for shift in SHIFTS},
     "no s": {"shape": "none"},
     "round": {"shift": -1, "wave": "round"},
@@ -41,8 +44,14 @@ ROWS = {
     "fading, paper, to 80 %": {**PAPER, "fade": 0.8},
     "tanh": {"activation": "tanh"},
     "GAAF_tanh": {"activation": "GAAF_tanh"},
+    "GAAF_tanh, peak": {"activation": "GAAF_tanh", "gain": "peak"},
+    "nelu": {"shape": "nelu", "wave": "none"},
+    "leaky": {"shape": "leaky", "wave": "none"},
     "AdamW, relu": {"optimizer": "adamw", **RELU},
+    "AdamW, paper": {"optimizer": "adamw", **PAPER},
+    "AdamW, paper, peak": {"optimizer": "adamw", **PEAK},
     "v2, relu": {"version": 2, **RELU},
+    "v2, paper, peak": {"version": 2, **PEAK},
 }
 # Else the first of several trainings on a GPU would take most of its memory for itself.
 SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}

@@ -27,13 +27,24 @@ from training.files import write_text  # noqa: E402
 from training.tensorboard import inputs_of_activations  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "why.json"
+PAPER = {"slope": 5.0, "shift": 0.5}
 NETWORKS = {
     "relu": {"activation": "relu"},
     "relu, dropout 0.2": {"activation": "relu"},
-    "GAAF_relu, slope 1, shift 4": {"shift": 4.0},
-    "GAAF_relu, slope 5, shift 0.5": {"slope": 5.0, "shift": 0.5},
+    "GAAF_relu, slope 1, shift 4": {"shift": 4.0, "gain": 1.0},
+    "GAAF_relu, slope 5, shift 0.5": {**PAPER, "gain": 1.0},
 }
-BY_DEPTH = {"relu": {"activation": "relu"}, "GAAF_relu": {}}
+BY_DEPTH = {
+    "relu": {"activation": "relu"},
+    "GAAF_relu": {"gain": 1.0},
+    "GAAF_relu, peak": {"gain": "peak"},
+    "paper": {**PAPER, "gain": 1.0},
+    "paper, peak": {**PAPER, "gain": "peak"},
+    "bsilu": {"shape": "bsilu", "wave": "none", "gain": 1.0},
+    "tanh": {"activation": "tanh"},
+    "GAAF_tanh": {"activation": "GAAF_tanh", "gain": 1.0},
+    "GAAF_tanh, peak": {"activation": "GAAF_tanh", "gain": "peak"},
+}
 DEPTHS = (20, 56, 110, 164)  # both versions have them
 IMAGES = 512
 EDGES = np.linspace(-6, 6, 121)  # of the histogram; what lies beyond counts in its end bins
