@@ -417,21 +417,20 @@ def gradient(function: Function, x: Tensor) -> Tensor:
 def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[keras.Model, int]:
     """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
 
-    Those of Keras itself are replaced wherever a config names them, at any depth. One warning names
-    what stays as it is and may hold more in its code: functions and layers that are not Keras' own.
+    Those of Keras are replaced wherever a config names them, at any depth. One warning names what
+    is left because its code may hold others: functions and layers that are not Keras' own.
 
     Args:
         model: `keras.Model` that Keras can save and load; it is left as it is.
-        check: Whether model and copy, with φ for GAAF, must compute the same of a random batch.
-            The warning says so if none can be made, as for strings.
+        check: Whether copy and model must compute the same of a random batch, with φ for GAAF. The
+            warning tells if there is none, as for strings.
         **parameters: shift, slope, frequency and the others of `GAAF`.
 
     Returns:
         The copy, with all that Keras saves, not compiled; and the number of activations replaced.
 
     Raises:
-        TypeError: if `model` is not a `keras.Model`.
-        ValueError: if a parameter is wrong, or there is no copy that computes the same.
+        TypeError, ValueError: if `model` is none, has no such copy, or a parameter is wrong.
     """
     GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
     return _converted(model, lambda x: (phi := _phi(x)) and GAAF(phi, **parameters), check)
@@ -442,9 +441,9 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
 
     Values differ by 0.5/frequency at most, for each activation. All else is as for `to_gaaf`.
     """
-    functions = {GAAF_relu: keras.activations.relu, GAAF_tanh: keras.activations.tanh}
 
     def plain(x):
+        functions = {GAAF_relu: keras.activations.relu, GAAF_tanh: keras.activations.tanh}
         phi = x.activation if isinstance(x, GAAF) else functions.get(x)
         return phi and (plain(phi) or phi)
 
@@ -453,14 +452,13 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
 
 def _phi(x):
     """The φ that a function, layer or operation of Keras computes, if `to_gaaf` replaces it."""
-    phis = keras.activations.relu, keras.activations.relu6, keras.activations.tanh
-    functions = {f: phi for phi in phis for f in (phi, getattr(ops, phi.__name__))}
-    classes = {phi.__name__: phi for phi in phis if _is_keras(type(x))}
+    functions = {f: phi for phi in _SHAPE_OF for f in (phi, getattr(ops, phi.__name__))}
+    classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(type(x))}
     phi = functions.get(x) or classes.get(type(x).__name__.lower())
     if phi is None or not hasattr(x, "negative_slope"):
         return phi
-    arguments = x.max_value, x.negative_slope, x.threshold
-    return {(None, 0, 0): phi, (6, 0, 0): phis[1]}.get(arguments) or keras.layers.ReLU(*arguments)
+    six, limits = keras.activations.relu6, (x.max_value, x.negative_slope, x.threshold)
+    return {(None, 0, 0): phi, (6, 0, 0): six}.get(limits) or keras.layers.ReLU(*limits)
 
 
 def _is_keras(x):
@@ -468,23 +466,33 @@ def _is_keras(x):
 
 
 def _converted(model, replacement, check):
-    """A copy by way of Keras' file. What the names in it stand for is seen in the model itself."""
+    """A copy by way of Keras' file; what it names is told by what the model holds in that place."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: allowed is a keras.Model; received {type(model).__name__}")
     known, left, replaced, call = {}, {}, set(), GAAF.call
 
     def changed(value, held, owner=None, key=""):
-        config, kind = value.get("config") if isinstance(value, dict) else value, type(held)
+        config = value.get("config") if isinstance(value, dict) else value
+        kind, name = type(held), getattr(held, "__name__", "")
         if isinstance(value, list) and isinstance(held, list | tuple) and len(value) == len(held):
             return [changed(x, y) for x, y in zip(value, held, strict=True)]
         if not isinstance(value, dict | str):
             return value
         if callable(held) and not isinstance(owner, GAAF) and (new := replacement(held)):
             replaced.add((id(owner or held), key))
-            return placed(value, new, held)
+            if isinstance(held, keras.Layer):
+                new = keras.layers.Activation(new)
+            elif "inbound_nodes" in value:  # not a layer, which would pass masks on
+                new = keras.Model(x := keras.Input((1,)), new(x)).operations[-1]
+            new = changed(keras.saving.serialize_keras_object(new), new)
+            if isinstance(held, keras.Layer) or "inbound_nodes" in value:
+                kept = {"name", "trainable", "dtype"} & set(config)
+                new["config"] |= {key: config[key] for key in kept}
+            return value | new if isinstance(value, dict) else new
         if isinstance(config, dict) and value.get("class_name") == kind.__name__:
-            return inside(value, held, kind)
-        name = getattr(held, "__name__", "")
+            known[str(id(kind))] = kind  # the name may stand for another
+            new = {"registered_name": str(id(kind)), "compile_config": None}
+            return value | new | {"config": inside(config, held, kind)}
         if name and name in (config, "<lambda>") and not _is_keras(held):
             if key.endswith(("activation", "function")):
                 left[f"{owner.name} ({name})"] = None
@@ -492,37 +500,22 @@ def _converted(model, replacement, check):
             return {"class_name": "function", "config": str(id(held))}
         return value
 
-    def placed(value, new, held):
-        if isinstance(held, keras.Layer):
-            new = keras.layers.Activation(new)
-        elif "inbound_nodes" in value:  # not a layer, which would pass masks on
-            new = keras.Model(x := keras.Input((1,)), new(x)).operations[-1]
-        config = changed(keras.saving.serialize_keras_object(new), new)
-        if isinstance(held, keras.Layer) or "inbound_nodes" in value:
-            kept = {"name", "trainable", "dtype"} & set(value["config"])
-            config["config"] |= {key: value["config"][key] for key in kept}
-        return value | config if isinstance(value, dict) else config
-
-    def inside(value, held, kind):
+    def inside(config, held, kind):
         if isinstance(held, keras.Operation):
             tanh = isinstance(held, keras.layers.AdditiveAttention)
             own = not (_is_keras(kind.call) and _is_keras(kind.__init__))
             if own or tanh or getattr(held, "score_mode", "") == "concat":
                 left[f"{held.name} ({kind.__name__})"] = None
-        known[str(id(kind))] = kind
-        name = value["registered_name"] if _is_keras(kind) else str(id(kind))
-        old, new = value["config"], {}
-        for key, x in old.items():  # "layer" is Bidirectional's
-            new[key] = changed(
-                x, getattr(held, f"forward_{key}", getattr(held, key, None)), held, key
-            )
-        if isinstance(held, keras.Model) and "layers" in old:
-            layers = getattr(held, "operations", None) or held.layers
-            first = len(old["layers"]) - len(set(layers))  # a Sequential hides its input
-            of = dict(zip(dict.fromkeys(layers), old["layers"][first:], strict=True))
+        # A Bidirectional holds its "layer" as forward_layer.
+        parts = {key: getattr(held, f"forward_{key}", getattr(held, key, None)) for key in config}
+        new = {key: changed(x, parts[key], held, key) for key, x in config.items()}
+        if isinstance(held, keras.Model) and "layers" in config:
+            layers, saved = getattr(held, "operations", None) or held.layers, config["layers"]
+            first = len(saved) - len(set(layers))  # a Sequential hides its input, and
+            of = dict(zip(dict.fromkeys(layers), saved[first:], strict=True))  # forgets sharing
             shared = [changed(of[x], x) | {"shared_object_id": id(x)} for x in layers]
-            new["layers"] = old["layers"][:first] + shared  # Keras forgets in a Sequential
-        return value | {"registered_name": name, "config": new, "compile_config": None}
+            new["layers"] = saved[:first] + shared
+        return new
 
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

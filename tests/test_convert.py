@@ -414,8 +414,9 @@ def test_a_float8_policy_is_refused():
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_quantised_layers(mode):
+    keras.utils.set_random_seed(0)
     model = quantised(mode)
-    copy = require_back_and_forth(model, 2)
+    copy = require_back_and_forth(model, 2, atol=0.05)  # 0.5/K may turn a rounding
     assert [x.dtype_policy.name for x in copy.layers] == [x.dtype_policy.name for x in model.layers]
 
 
