@@ -418,12 +418,12 @@ def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[
     """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
 
     Those of Keras are replaced wherever a config names them, at any depth. One warning names what
-    is left because its code may hold others: functions and layers that are not Keras' own.
+    is left because its code may hold others, as of functions and layers that are not Keras' own;
+    and models of which nothing can be compared, as with strings for inputs.
 
     Args:
         model: `keras.Model` that Keras can save and load; it is left as it is.
-        check: Whether copy and model must compute the same of a random batch, with φ for GAAF. The
-            warning tells if there is none, as for strings.
+        check: Whether copy and model must compute the same of a random batch, with φ for GAAF.
         **parameters: shift, slope, frequency and the others of `GAAF`.
 
     Returns:
@@ -455,10 +455,10 @@ def _phi(x):
     functions = {f: phi for phi in _SHAPE_OF for f in (phi, getattr(ops, phi.__name__))}
     classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(type(x))}
     phi = functions.get(x) or classes.get(type(x).__name__.lower())
-    if phi is None or not hasattr(x, "negative_slope"):
-        return phi
-    six, limits = keras.activations.relu6, (x.max_value, x.negative_slope, x.threshold)
-    return {(None, 0, 0): phi, (6, 0, 0): six}.get(limits) or keras.layers.ReLU(*limits)
+    if phi and hasattr(x, "negative_slope"):
+        limits, six = (x.max_value, x.negative_slope, x.threshold), keras.activations.relu6
+        return {(None, 0, 0): phi, (6, 0, 0): six}.get(limits) or keras.layers.ReLU(*limits)
+    return phi
 
 
 def _is_keras(x):
@@ -486,8 +486,8 @@ def _converted(model, replacement, check):
                 new = keras.Model(x := keras.Input((1,)), new(x)).operations[-1]
             new = changed(keras.saving.serialize_keras_object(new), new)
             if isinstance(held, keras.Layer) or "inbound_nodes" in value:
-                kept = {"name", "trainable", "dtype"} & set(config)
-                new["config"] |= {key: config[key] for key in kept}
+                kept = ("name", "trainable", "dtype")
+                new["config"] |= {k: x for k, x in config.items() if k in kept}
             return value | new if isinstance(value, dict) else new
         if isinstance(config, dict) and value.get("class_name") == kind.__name__:
             known[str(id(kind))] = kind  # the name may stand for another
@@ -501,13 +501,12 @@ def _converted(model, replacement, check):
         return value
 
     def inside(config, held, kind):
-        if isinstance(held, keras.Operation):
-            tanh = isinstance(held, keras.layers.AdditiveAttention)
-            own = not (_is_keras(kind.call) and _is_keras(kind.__init__))
-            if own or tanh or getattr(held, "score_mode", "") == "concat":
-                left[f"{held.name} ({kind.__name__})"] = None
-        # A Bidirectional holds its "layer" as forward_layer.
-        parts = {key: getattr(held, f"forward_{key}", getattr(held, key, None)) for key in config}
+        own = hasattr(kind, "call") and not (_is_keras(kind.call) and _is_keras(kind.__init__))
+        tanh = getattr(held, "score_mode", "") == "concat" or kind is keras.layers.AdditiveAttention
+        if own or tanh:
+            left[f"{held.name} ({kind.__name__})"] = None
+        parts = {key: getattr(held, key, None) for key in config}
+        parts |= {"layer": getattr(held, "forward_layer", parts.get("layer"))}  # Bidirectional
         new = {key: changed(x, parts[key], held, key) for key, x in config.items()}
         if isinstance(held, keras.Model) and "layers" in config:
             layers, saved = getattr(held, "operations", None) or held.layers, config["layers"]
@@ -549,8 +548,8 @@ def _compare(model, copy):
         probe, batch = keras.Model(model.inputs, of), []
         for x in model.inputs:
             shape = [x.shape[0] or 2, *(n or 64 for n in x.shape[1:])]
-            low, high = (-1, 1) if "float" in x.dtype else (0, 2)  # which any Embedding takes
-            batch.append(ops.cast(keras.random.uniform(shape, low, high, seed=0), x.dtype))
+            low = -1 if "float" in x.dtype else 0  # an Embedding takes 0 and 1
+            batch.append(ops.cast(keras.random.uniform(shape, low, low + 2, seed=0), x.dtype))
         values = probe.trainable_variables, probe.non_trainable_variables
         y, _ = probe.stateless_call(*values, batch, training=False)  # leaves states as they are
         return [ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y)]
