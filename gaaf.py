@@ -486,11 +486,12 @@ def _converted(model, replacement, check):
                 new = keras.Model(x := keras.Input((1,)), new(x)).operations[-1]
             new = changed(keras.saving.serialize_keras_object(new), new)
             if isinstance(held, keras.Layer) or "inbound_nodes" in value:
-                kept = ("name", "trainable", "dtype")
-                new["config"] |= {k: x for k, x in config.items() if k in kept}
+                new["config"] |= {
+                    k: config[k] for k in {"name", "trainable", "dtype"} & config.keys()
+                }
             return value | new if isinstance(value, dict) else new
         if isinstance(config, dict) and value.get("class_name") == kind.__name__:
-            known[str(id(kind))] = kind  # the name may stand for another
+            known[str(id(kind))] = kind  # by its name Keras may find another
             new = {"registered_name": str(id(kind)), "compile_config": None}
             return value | new | {"config": inside(config, held, kind)}
         if name and name in (config, "<lambda>") and not _is_keras(held):
@@ -527,7 +528,7 @@ def _converted(model, replacement, check):
             raise ValueError("its copy has other weights, or in another order")
         for new, old in zip(copy.weights, model.weights, strict=True):
             new.trainable = old.trainable
-        GAAF.call = lambda self, x: ops.cast(self.activation(x), x.dtype)
+        GAAF.call = lambda self, x: ops.cast(self.activation(x), x.dtype)  # then rounding is all
         unknown = _compare(model, copy) if check else ""
     except Exception as error:  # whatever the code of layers that are not Keras' own raises
         allowed = "model: allowed is one whose copy, saved and loaded by Keras, computes the same"
