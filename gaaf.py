@@ -14,14 +14,19 @@ also flows where φ saturates; a shape s says where (Hahn & Choi, arXiv 1806.097
 import functools
 import importlib
 import inspect
+import json
 import math
 import numbers
+import pathlib
 import platform
+import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.activations import relu, relu6, tanh
 
@@ -458,254 +463,161 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return _library.autograd.grad(function(x).sum(), x)[0]
 
 
-def to_gaaf(model: keras.Model, **parameters: Any) -> tuple[keras.Model, int]:
+def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[keras.Model, int]:
     """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
 
-    These are replaced wherever the model's config names them, in models and wrappers inside it
-    too: as an `activation=` argument, `recurrent_activation=` and the like; as a `ReLU` layer; and
-    as `keras.ops.relu`, `keras.activations.relu` and so on, applied in a functional model. Other
-    activations, and GAAF that is there already, stay as they are.
+    Those of Keras are replaced wherever a config names them, at any depth. One warning names what
+    is left because its code may hold others, as of functions and layers that are not Keras' own;
+    and models of which nothing can be compared, as with strings for inputs.
 
     Args:
-        model: `keras.Model`: functional, Sequential, or a subclass with a `get_config`.
-        **parameters: shift, slope, frequency, wave, shape, strength, as `GAAF` takes them.
+        model: `keras.Model` that Keras can save and load; it is left as it is.
+        check: Whether copy and model must compute the same of a random batch, with φ for GAAF.
+        **parameters: shift, slope, frequency and the others of `GAAF`.
 
     Returns:
-        The copy, with the same names and weights, not compiled; and the number of activations
-        that were replaced in it.
+        The copy, with all that Keras saves, not compiled; and the number of activations replaced.
 
     Raises:
-        TypeError: if `model` is not a `keras.Model`.
-        ValueError: if a parameter is wrong, if Keras cannot rebuild the model from its config, or
-            if the model has a relu or tanh that its config does not name, such as one in the code
-            of a subclass. It is never left in silence.
-
-    Example:
-
-    >>> model, replaced = to_gaaf(keras.applications.VGG16(weights=None), shift=0.5, slope=5)
+        TypeError, ValueError: if `model` is none, has no such copy, or a parameter is wrong.
     """
-    replaced = 0
-
-    def accelerated(phi):
-        nonlocal replaced
-        replaced += 1
-        return keras.saving.serialize_keras_object(GAAF(phi, **parameters))
-
-    def change(key, config):
-        if _is_gaaf(config):
-            return config
-        if key.endswith("activation") and (phi := _named(config)) in _SHAPE_OF:
-            return accelerated(phi)
-        if (phi := _applied(config)) is None:
-            return None
-        if config["module"] == "keras.layers":
-            kept = {name: config["config"][name] for name in ("name", "trainable", "dtype")}
-            kept["activation"] = accelerated(phi)
-            return config | {"class_name": "Activation", "config": kept}
-        new = accelerated(phi)
-        return config | new | {"config": new["config"] | {"name": config["config"]["name"]}}
-
     GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
-    return _rebuilt(model, change, "relu and tanh", {"relu", "relu6", "ReLU", "tanh"}), replaced
+    return _converted(model, lambda x: (phi := _phi(x)) and GAAF(phi, **parameters), check)
 
 
-def to_plain(model: keras.Model) -> tuple[keras.Model, int]:
-    """Returns a copy of a model with the plain φ in the place of each GAAF, for deployment.
+def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
+    """Returns a copy of a model with φ in the place of each GAAF, to be used without this module.
 
-    What it computes differs by 0.5/frequency at most, for each activation. No object of this
-    module is left in it: it can be saved, loaded and exported without.
-
-    Args:
-        model: `keras.Model`, as for `to_gaaf`.
-
-    Returns:
-        The copy, with the same names and weights, not compiled; and the number of activations
-        that were replaced in it.
-
-    Raises:
-        TypeError, ValueError: as `to_gaaf` does.
-
-    Example:
-
-    >>> plain, replaced = to_plain(keras.saving.load_model("final.keras"))
-    >>> plain.export("model.onnx", format="onnx")
+    Values differ by 0.5/frequency at most, for each activation. All else is as for `to_gaaf`.
     """
-    replaced = 0
 
-    def change(key, config):
-        nonlocal replaced
-        function = _named(config)
-        if not _is_gaaf(config) and function not in (GAAF_relu, GAAF_tanh):
-            return None
-        replaced += 1
-        if function is not None:
-            return function.__name__.removeprefix("GAAF_")
-        phi = config["config"]["activation"]
-        while _is_gaaf(phi):
-            phi = phi["config"]["activation"]
-        if "inbound_nodes" not in config:
-            return phi
-        # Applied in a functional model; the layer is to compute in the dtype of what it gets.
-        dtype = config["inbound_nodes"][0]["args"][0]["config"]["dtype"]
-        layer = keras.layers.Activation(phi, name=config["config"]["name"], dtype=dtype)
-        return config | keras.saving.serialize_keras_object(layer)
+    def plain(x):
+        functions = {GAAF_relu: keras.activations.relu, GAAF_tanh: keras.activations.tanh}
+        phi = x.activation if isinstance(x, GAAF) else functions.get(x)
+        return phi and (plain(phi) or phi)
 
-    return _rebuilt(model, change, "GAAF", {"GAAF", "GAAF_relu", "GAAF_tanh"}), replaced
+    return _converted(model, plain, check)
 
 
-def _is_gaaf(config):
-    return isinstance(config, dict) and config.get("registered_name") == "gaaf>GAAF"
+def _phi(x):
+    """The φ that a function, layer or operation of Keras computes, if `to_gaaf` replaces it."""
+    functions = {f: phi for phi in _SHAPE_OF for f in (phi, getattr(ops, phi.__name__))}
+    classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(type(x))}
+    phi = functions.get(x) or classes.get(type(x).__name__.lower())
+    if phi and hasattr(x, "negative_slope"):
+        limits, six = (x.max_value, x.negative_slope, x.threshold), keras.activations.relu6
+        return {(None, 0, 0): phi, (6, 0, 0): six}.get(limits) or keras.layers.ReLU(*limits)
+    return phi
 
 
-def _named(config):
-    """The activation function that a value in a config names, or None."""
-    function = isinstance(config, dict) and config.get("class_name") == "function"
-    if not function and not isinstance(config, str):
-        return None
-    try:
-        return keras.activations.get(config)
-    except (ValueError, TypeError):
-        return None
+def _is_keras(x):
+    return (x.__module__ or "").partition(".")[0] in ("keras", __name__)
 
 
-def _applied(config):
-    """The relu or tanh that a serialised layer or operation of Keras is, or None."""
-    if not isinstance(config, dict) or not str(config.get("module")).startswith("keras."):
-        return None
-    name, arguments = config.get("class_name"), config.get("config")
-    if name == "ReLU":
-        arguments = tuple(arguments[key] for key in ("max_value", "negative_slope", "threshold"))
-        plain = {(None, 0, 0): keras.activations.relu, (6, 0, 0): keras.activations.relu6}
-        return plain.get(arguments) or keras.layers.ReLU(*arguments)
-    return {
-        "Relu": keras.activations.relu,
-        "Relu6": keras.activations.relu6,
-        "Tanh": keras.activations.tanh,
-    }.get(name)
-
-
-def _rebuilt(model, change, what, names):
-    """A copy of a model, built from its config after `change(key, value)` of each value in it.
-
-    A value for which that returns None is gone into. Raises ValueError if something of one of the
-    names, which `what` sums up, is where the config does not show it.
-    """
+def _converted(model, replacement, check):
+    """A copy by way of Keras' file; what it names is told by what the model holds in that place."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: allowed is a keras.Model; received {type(model).__name__}")
+    known, left, replaced, call = {}, {}, set(), GAAF.call
 
-    def changed(config, key=""):
-        new = change(key, config)
-        if new is not None:
-            return new
-        if isinstance(config, dict):
-            return {k: changed(v, str(k)) for k, v in config.items() if k != "compile_config"}
-        if isinstance(config, list | tuple):
-            return type(config)(changed(v, key) for v in config)
-        return config
+    def changed(value, held, owner=None, key=""):
+        config = value.get("config") if isinstance(value, dict) else value
+        kind, name = type(held), getattr(held, "__name__", "")
+        if isinstance(value, list) and isinstance(held, list | tuple) and len(value) == len(held):
+            return [changed(x, y) for x, y in zip(value, held, strict=True)]
+        if not isinstance(value, dict | str):
+            return value
+        if callable(held) and not isinstance(owner, GAAF) and (new := replacement(held)):
+            replaced.add((id(owner or held), key))
+            if isinstance(held, keras.Layer):
+                new = keras.layers.Activation(new)
+            elif "inbound_nodes" in value:  # not a layer, which would pass masks on
+                new = keras.Model(x := keras.Input((1,)), new(x)).operations[-1]
+            new = changed(keras.saving.serialize_keras_object(new), new)
+            if isinstance(held, keras.Layer) or "inbound_nodes" in value:
+                new["config"] |= {
+                    k: config[k] for k in {"name", "trainable", "dtype"} & config.keys()
+                }
+            return value | new if isinstance(value, dict) else new
+        if isinstance(config, dict) and value.get("class_name") == kind.__name__:
+            known[str(id(kind))] = kind  # by its name Keras may find another
+            new = {"registered_name": str(id(kind)), "compile_config": None}
+            return value | new | {"config": inside(config, held, kind)}
+        if name and name in (config, "<lambda>") and not _is_keras(held):
+            if key.endswith(("activation", "function")):
+                left[f"{owner.name} ({name})"] = None
+            known[str(id(held))] = held
+            return {"class_name": "function", "config": str(id(held))}
+        return value
 
-    _require_none(what, _in_code(model, names))
-    not_rebuilt = "model: allowed is one that Keras can rebuild from its config; received "
+    def inside(config, held, kind):
+        own = hasattr(kind, "call") and not (_is_keras(kind.call) and _is_keras(kind.__init__))
+        tanh = getattr(held, "score_mode", "") == "concat" or kind is keras.layers.AdditiveAttention
+        if own or tanh:
+            left[f"{held.name} ({kind.__name__})"] = None
+        parts = {key: getattr(held, key, None) for key in config}
+        parts |= {"layer": getattr(held, "forward_layer", parts.get("layer"))}  # Bidirectional
+        new = {key: changed(x, parts[key], held, key) for key, x in config.items()}
+        if isinstance(held, keras.Model) and "layers" in config:
+            layers, saved = getattr(held, "operations", None) or held.layers, config["layers"]
+            first = len(saved) - len(set(layers))  # a Sequential hides its input, and
+            of = dict(zip(dict.fromkeys(layers), saved[first:], strict=True))  # forgets sharing
+            shared = [changed(of[x], x) | {"shared_object_id": id(x)} for x in layers]
+            new["layers"] = saved[:first] + shared
+        return new
+
     try:
-        config = changed(keras.saving.serialize_keras_object(model))
-        copy = keras.saving.deserialize_keras_object(config, _own(model), safe_mode=False)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is saved: the file is not kept
+            keras.saving.save_model(model, folder, zipped=False)
+            file = pathlib.Path(folder, "config.json")
+            file.write_text(json.dumps(changed(json.loads(file.read_text()), model)))
+            copy = keras.saving.load_model(folder, known, compile=False, safe_mode=False)
+        if [x.name for x in copy.weights] != [x.name for x in model.weights]:
+            raise ValueError("its copy has other weights, or in another order")
+        for new, old in zip(copy.weights, model.weights, strict=True):
+            new.trainable = old.trainable
+        GAAF.call = lambda self, x: ops.cast(self.activation(x), x.dtype)  # then rounding is all
+        unknown = _compare(model, copy) if check else ""
     except Exception as error:  # whatever the code of layers that are not Keras' own raises
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(
-            f"{not_rebuilt}'{model.name}' ({type(model).__name__}): {reason}"
-        ) from error
-    _require_none(what, _in_attributes(copy, names))
-    if [x.shape for x in copy.weights] != [x.shape for x in model.weights]:
-        raise ValueError(
-            f"{not_rebuilt}'{model.name}', whose copy has {len(copy.weights)} weights, not "
-            f"{len(model.weights)}, as when two models inside it share a layer"
-        )
-    for new, old in zip(copy.weights, model.weights, strict=True):
-        new.assign(ops.copy(old))  # not shared: training on JAX deletes what it was given
-    return copy
+        allowed = "model: allowed is one whose copy, saved and loaded by Keras, computes the same"
+        given = f"'{model.name}' ({type(model).__name__}): {' '.join(str(error).split())[:400]}"
+        raise ValueError(f"{allowed}; received {given}") from error
+    finally:
+        GAAF.call = call
+    if left or unknown:
+        said = f" left as it is, for what its code may hold: {', '.join(left)}." if left else ""
+        warnings.warn(f"'{model.name}':{said}{unknown}", stacklevel=3)
+    return copy, len(replaced)
 
 
-def _require_none(what, found):
-    if found:
-        raise ValueError(
-            f"model: allowed is {what} where its config names it; received {'; '.join(found)}"
-        )
+def _compare(model, copy):
+    """Raises ValueError if the copy computes something else; returns why if that is not known."""
 
+    def outputs(model, of):
+        probe, batch = keras.Model(model.inputs, of), []
+        for x in model.inputs:
+            shape = [x.shape[0] or 2, *(n or 64 for n in x.shape[1:])]
+            low = -1 if "float" in x.dtype else 0  # an Embedding takes 0 and 1
+            batch.append(ops.cast(keras.random.uniform(shape, low, low + 2, seed=0), x.dtype))
+        values = probe.trainable_variables, probe.non_trainable_variables
+        y, _ = probe.stateless_call(*values, batch, training=False)  # leaves states as they are
+        return [ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y)]
 
-def _layers(model):
-    """The model and all layers and operations in it, at any depth."""
-    layers = model._flatten_layers(include_self=True, recursive=True)
-    operations = [x for layer in layers for x in getattr(layer, "operations", [])]
-    return layers + [x for x in operations if not isinstance(x, keras.Layer)]
+    def differ(a, b):
+        limit = 1e-3 * np.max(np.abs(a), initial=0, where=np.isfinite(a))
+        return not np.allclose(a, b, rtol=0, atol=limit, equal_nan=True)
 
-
-def _own(model):
-    """The classes and functions in a model that Keras does not know, by name."""
-    layers = _layers(model)
-    functions = [x for layer in layers for _, x in _callables(layer) if inspect.isfunction(x)]
-    return {x.__name__: x for x in [*map(type, layers), *functions] if not _of_a_library(x)}
-
-
-def _in_attributes(model, names):
-    """Which layers of a model are, or have as an attribute, something of one of these names."""
-
-    def one(x):
-        return any(y.__name__ in names for y in ([x] if hasattr(x, "__name__") else type(x).mro()))
-
-    found = []
-    for layer in _layers(model):
-        attributes = [] if isinstance(layer, GAAF) else _callables(layer)
-        at = [""] * one(layer) + [f", its {name}" for name, value in attributes if one(value)]
-        found += [f"{layer.name} ({type(layer).__name__}){place}" for place in at]
-    return found
-
-
-def _in_code(model, names):
-    """Which layers of a model use one of these names in their code."""
-    return [
-        f"{layer.name} ({type(layer).__name__}), {word} in its code"
-        for layer in _layers(model)
-        for word in sorted(_words_in_code(layer) & names)
-    ]
-
-
-def _callables(layer):
-    """The names and values of its attributes that can be called, but for layers, also in lists."""
-    for name, value in vars(layer).items():
-        values = list(value.values()) if isinstance(value, dict) else value
-        for one in values if isinstance(values, list | tuple) else [values]:
-            if callable(one) and not isinstance(one, keras.Layer):
-                yield name, one
-
-
-def _words_in_code(layer):
-    """The names and strings in the code that computes a layer: its `call`, and what that calls.
-
-    Of Keras' own layers, where relu may be an implementation's detail, those with a tanh are known.
-    """
-    if _of_a_library(type(layer)) and not isinstance(layer, keras.layers.Lambda):
-        attention = isinstance(layer, keras.layers.AdditiveAttention)
-        scores = getattr(layer, "score_mode", None) == "concat"
-        capped = getattr(layer, "logit_soft_cap", None)
-        return {"tanh"} if attention or scores or capped else set()
-    todo = [type(layer).call]
-    todo += [value for name, value in _callables(layer) if not name.endswith("activation")]
-    words, seen = set(), set()
-    while todo:
-        function = inspect.unwrap(todo.pop())
-        if not inspect.isfunction(function) or function in seen or _of_a_library(function):
-            continue
-        seen.add(function)
-        codes = [function.__code__]
-        for code in codes:  # grows by the functions and comprehensions inside
-            codes += [inner for inner in code.co_consts if inspect.iscode(inner)]
-            words.update(text for text in code.co_consts if isinstance(text, str))
-            words.update(name for name in code.co_names if not hasattr(layer, name))
-            todo += [getattr(type(layer), name, None) for name in code.co_names]
-            todo += [function.__globals__.get(name) for name in code.co_names]
-        todo += inspect.getclosurevars(function).nonlocals.values()
-    return words
-
-
-def _of_a_library(x):
-    libraries = ("builtins", "gaaf", "keras", "tensorflow", "jax", "torch", "numpy")
-    return (x.__module__ or "").partition(".")[0] in libraries
+    try:
+        expected = outputs(model, model.outputs)
+    except Exception as error:
+        return f" Not compared with its copy: {' '.join(str(error).split())[:200]}"
+    if any(map(differ, expected, outputs(copy, copy.outputs))):
+        for x in model.layers:
+            twin = copy.get_layer(x.name)
+            if isinstance(x, keras.Model):
+                _compare(x, twin)
+            elif any(map(differ, outputs(model, x.output), outputs(copy, twin.output))):
+                raise ValueError(f"the first layer whose output differs is '{x.name}'")
+        raise ValueError("its output differs")
+    return ""
