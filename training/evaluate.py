@@ -1,6 +1,7 @@
 """Tests a saved model: `python main.py --evaluate runs/NAME`."""
 
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -42,7 +43,7 @@ def evaluate(path, data=None):
 
 def model_path(path):
     """The file of the model."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # which leaves the ~ of an unknown user as it is
     candidates = [path / "final.keras", path / "best.keras"] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():

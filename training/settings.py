@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 import inspect
+import os
 import re
-from pathlib import Path
 
 from training import Mistake
 from training.data import require_source
@@ -48,7 +48,7 @@ def check(settings):
     return dataclasses.replace(
         settings,
         data=require_source(settings.data),
-        output_dir=str(Path(settings.output_dir).expanduser()),
+        output_dir=os.path.expanduser(settings.output_dir),
     )
 
 
