@@ -20,7 +20,7 @@ def describe(settings, model, data):
     activation = activations_of(network)[0].activation
     backend = keras.backend.backend()
     return {
-        **identity_of(settings, data, model.optimizer.get_config()),
+        **identity_of(settings, data, model.optimizer),
         "network": {"name": network.name, "parameters": network.count_params()},
         "activation": {"name": settings.activation} | parameters_of(activation),
         "images": {"training": len(data.x_train), "test": len(data.x_test)},

@@ -72,7 +72,7 @@ class Run:
 
     def _announce_and_restore(self, model, first_epoch):
         optimizer = model.optimizer
-        changed = require_same_run(self.settings, data=self.data, optimizer=optimizer.get_config())
+        changed = require_same_run(self.settings, data=self.data, optimizer=optimizer)
         if self.leads:
             if self.settings.overwrite:
                 remove_run(self.directory)
