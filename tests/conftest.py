@@ -8,12 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from training import console
+
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # less talk
 # Many tests, and the programs that they run, compile the same small networks.
 cache = Path(tempfile.gettempdir()) / "jax-cache-of-gaaf-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(autouse=True)
+def process_of_the_tests(monkeypatch):
+    """Keeps main.py from taking this process for its own, in which Keras lacks TensorFlow on JAX."""
+    monkeypatch.setattr(console, "own_process", lambda: None)
 
 
 @pytest.fixture
@@ -32,6 +40,15 @@ def empty_directory(tmp_path, monkeypatch):
     directory.mkdir()
     monkeypatch.chdir(directory)
     return directory
+
+
+@pytest.fixture
+def graphics_card(tmp_path, monkeypatch):
+    """A machine of which Keras sees the CPU alone, though nvidia-smi is there."""
+    program = tmp_path / ("nvidia-smi.exe" if os.name == "nt" else "nvidia-smi")
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("training.devices.kind", lambda: "CPU")
 
 
 COUNTS = collections.Counter()

@@ -1,35 +1,48 @@
-"""The faster way to train computes what plain Keras computes."""
+"""The faster way to normalise computes what plain Keras computes."""
 
 import keras
 import numpy as np
 import pytest
 from backends import BACKEND, once
 
-import devices
-import fast
 import main
-from data import Data
+from training import devices, normalization
+from training.data import Data
+from training.model import build, make_variables, optimizer
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (48, 32, 32, 3), dtype="uint8")
 Y = (np.arange(48) % 10).astype("int32")
 
 
-def model_of(accelerated, monkeypatch, **settings):
-    """The model of `main.py`, or the same without what `fast` does to it."""
+def model_of(fast, monkeypatch, **settings):
+    """The model of `main.py`, or the same with Keras' own normalisation."""
     keras.utils.set_random_seed(0)
     settings = main.Settings(**{"depth": 8, "activation": "GAAF_relu", **settings})
-    if not accelerated:
-        monkeypatch.setattr(fast, "accelerate", lambda *_: None)
-    return main.build_model(settings, main.build_network(settings), Data(X, Y, X, Y))
+    with monkeypatch.context() as patch:
+        if not fast:
+            patch.setattr(normalization, "speed_up", lambda network: None)
+        model = build(settings, Data(X, Y, X, Y))
+    model.compile(
+        optimizer(settings),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=devices.jit_compile(),
+    )
+    make_variables(model)
+    return model
+
+
+def normalizations(model):
+    return [x for x in model.layers[-1].layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
 @once
 @pytest.mark.parametrize("version, depth", [(1, 8), (2, 11)])
 def test_training_is_that_of_plain_keras(version, depth, monkeypatch):
     ours, plain = (
-        model_of(accelerated, monkeypatch, version=version, depth=depth, learning_rate=1e-5)
-        for accelerated in (True, False)
+        model_of(fast, monkeypatch, version=version, depth=depth, learning_rate=1e-5)
+        for fast in (True, False)
     )
     for step in range(3):
         a = ours.train_on_batch(X[:16], Y[:16], return_dict=True)
@@ -51,37 +64,46 @@ def test_training_is_that_of_plain_keras(version, depth, monkeypatch):
             np.testing.assert_allclose(x.numpy(), y.numpy(), rtol=tolerance, atol=1e-6)
 
 
-def test_adam_is_that_of_keras(monkeypatch):
-    ours = model_of(True, monkeypatch)
-    theirs = keras.optimizers.Adam(1e-3)
-    copies = [keras.Variable(v.numpy()) for v in ours.trainable_variables]
-    theirs.build(copies)
-    for step in range(3):
-        gradients = [RNG.normal(size=v.shape).astype("float32") for v in copies]
-        gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
-        ours.optimizer.apply(gradients, ours.trainable_variables)
-        theirs.apply(gradients, copies)
-        assert int(ours.optimizer.iterations) == step + 1
-        for x, y in zip(ours.trainable_variables, copies, strict=True):
-            np.testing.assert_allclose(x.numpy(), y.numpy(), atol=1e-6)
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's operation")
+def test_the_operation_is_used_where_it_does_what_keras_does(monkeypatch):
+    def calls(model):
+        return {getattr(x.call, "__func__", x.call).__name__ for x in normalizations(model)}
+
+    assert calls(model_of(True, monkeypatch)) == {"_fused"}
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "count", lambda: 2)
+        assert calls(model_of(True, patch)) == {"_over_all_devices"}
+    fused = normalization._fused
+
+    def different(layer, inputs, training=None, mask=None):
+        return fused(layer, inputs, training) * 1.01
+
+    def failing(layer, inputs, training=None, mask=None):
+        raise AttributeError("Keras has changed")
+
+    for other in (different, failing):
+        with monkeypatch.context() as patch:
+            patch.setattr(normalization, "_fused", other)
+            assert calls(model_of(True, patch)) == {"call"}
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's functions")
 def test_the_step_is_traced_once(monkeypatch):
+    """Also with a last batch that is smaller, and with the tests after each epoch."""
     model = model_of(True, monkeypatch, batch_size=20)
     traced = []
-    train_step = model.train_step
+    network = model.layers[-1]
+    call = network.call
 
-    def counting(batch):
-        traced.append(batch)
-        return train_step(batch)
+    def counting(inputs, training=None, mask=None):
+        traced.append(training)
+        return call(inputs, training=training, mask=mask)
 
-    model.train_step = counting
-    model.train_function = fast._train_function(model)
-    batches = main.training_batches(main.Settings(batch_size=20), Data(X, Y, X, Y))
-    model.fit(**batches, epochs=2, verbose=0)  # with a last batch of 8
-    assert len(traced) == 1
+    network.call = counting
+    given = devices.feed(main.Settings(batch_size=20), Data(X, Y, X, Y))
+    model.fit(**given, epochs=2, verbose=0)
     assert int(model.optimizer.iterations) == 6
+    assert traced.count(True) == 1 and len(traced) <= 2
 
 
 def test_a_saved_model_predicts_what_the_accelerated_one_does(monkeypatch, tmp_path):
@@ -97,10 +119,13 @@ def test_a_saved_model_predicts_what_the_accelerated_one_does(monkeypatch, tmp_p
     )
 
 
-def test_the_way_is_told():
-    way = fast.way()
-    assert way.words
-    if (BACKEND, devices.kind()) == ("tensorflow", "CPU"):
-        assert way.jit_compile is False and not way.images_on_device
-    elif devices.kind() != "CPU":
-        assert way.jit_compile == "auto"
+def test_a_saved_or_copied_model_is_plain_keras(monkeypatch, tmp_path):
+    model = model_of(True, monkeypatch)
+    model.save(tmp_path / "model.keras")
+    for copy in (
+        keras.models.load_model(tmp_path / "model.keras"),
+        keras.models.clone_model(model),
+    ):
+        for layer in normalizations(copy):
+            assert type(layer).call is keras.layers.BatchNormalization.call
+            assert "call" not in vars(layer) and not layer.synchronized
