@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 @pytest.fixture(autouse=True)
 def process_of_the_tests(monkeypatch):
-    """Keeps main.py from taking this process for its own, in which Keras lacks TensorFlow on JAX."""
+    """Is not main.py's own: on JAX, Keras would do without TensorFlow from then on."""
     monkeypatch.setattr(console, "own_process", lambda: None)
 
 
