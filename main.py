@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             evaluate(*evaluated)
         else:
+            settings = check(settings)  # whose directory is the one that is told below
             train(settings)
         return
     except (Exception, KeyboardInterrupt) as error:

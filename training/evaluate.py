@@ -9,6 +9,7 @@ import numpy as np
 
 import gaaf  # noqa: F401, so that Keras knows what the saved model is made of
 from training import Mistake
+from training.console import say
 from training.data import load
 
 MANY = 20  # classes, of which a table of all would not fit the screen
@@ -36,7 +37,7 @@ def evaluate(path, data=None):
     predicted = probabilities.argmax(axis=1)
     counts = np.zeros((probabilities.shape[1],) * 2, int)
     np.add.at(counts, (images.y_test, predicted), 1)
-    print(f"{path}: {len(predicted):,} test images")
+    say(f"{path}: {len(predicted):,} test images")
     print(f"loss {loss:.4f}, accuracy {np.mean(predicted == images.y_test):.4f}")
     print(worst_confusions(counts) if len(counts) > MANY else confusion_table(counts))
 
