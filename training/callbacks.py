@@ -42,8 +42,8 @@ def require_compatible(settings, callbacks):
     plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
     if plateau and settings.schedule != "constant":
         raise Mistake(
-            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in every "
-            f"epoch; received {settings.schedule!r}"
+            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in "
+            f"every epoch; received {settings.schedule!r}"
         )
 
 
