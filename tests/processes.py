@@ -1,7 +1,10 @@
 """Runs Python as a user would, in a process of its own."""
 
+import contextlib
 import os
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +21,37 @@ def python(*arguments, cwd=None, **environment):
         encoding=environment.get("PYTHONIOENCODING"),
         text=True,
     )
+
+
+def on_a_terminal(*arguments, interrupt_at=None, cwd=None, **environment):
+    """Runs Python on a terminal of 80 × 24; with Ctrl-C as soon as it says some words.
+
+    Returns:
+        The exit code, and all that stood on the terminal.
+    """
+    import fcntl
+    import pty
+    import termios
+
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "TF_CPP_MIN_LOG_LEVEL")}
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm", **environment},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+    )
+    os.close(terminal)
+    said = b""
+    with contextlib.suppress(OSError):  # with which it ends
+        while new := os.read(master, 4096):
+            said += new
+            if interrupt_at and interrupt_at.encode() in said:
+                process.send_signal(signal.SIGINT)
+                interrupt_at = None
+    os.close(master)
+    return process.wait(), said.decode(environment.get("PYTHONIOENCODING", "utf-8"))
 
 
 def copy_of_main(directory):
