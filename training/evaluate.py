@@ -102,9 +102,10 @@ def confusion_table(counts):
 def worst_confusions(counts):
     """The most frequent confusions of one class with another."""
     wrong = counts - np.diag(np.diag(counts))
-    lines = [f"the {WORST} worst confusions, of {wrong.sum()}:", "  true  predicted  images  of"]
-    for flat in np.argsort(-wrong, axis=None, kind="stable")[:WORST]:
-        true, predicted = divmod(int(flat), len(counts))
-        n, of = wrong[true, predicted], counts[true].sum()
-        lines.append(f"{true:6}{predicted:11}{n:8}{of:4}")
+    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
+    shown = [divmod(int(flat), len(counts)) for flat in order if wrong.flat[flat]]
+    lines = [f"the {len(shown)} worst confusions, of {wrong.sum()}:"]
+    lines.append("  true  predicted  images      of")
+    for true, predicted in shown:
+        lines.append(f"{true:6}{predicted:11}{wrong[true, predicted]:8}{counts[true].sum():8}")
     return "\n".join(lines)
