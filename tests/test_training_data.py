@@ -239,7 +239,7 @@ def test_a_path_is_made_whole(tmp_path, monkeypatch):
         assert data.require_source(source) == whole
     assert data.require_source("digits") == "digits"
     with pytest.raises(
-        Mistake, match="^data: allowed is .*; received '~nobody-of-that-name/a.npz'"
+        Mistake, match=r"^data: allowed is .*; received '~nobody-of-that-name/a.npz'"
     ):
         data.require_source("~nobody-of-that-name/a.npz")
 
