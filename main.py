@@ -63,7 +63,7 @@ def train(
 
     Args:
         settings: `Settings`; `Settings(depth=56, activation="relu")` changes what it names.
-        callbacks: Keras callbacks, called after those of the run. Default: none.
+        callbacks: Keras callbacks, called before an epoch is saved. Default: none.
 
     Returns:
         `keras.callbacks.History`, of the epochs trained now.
