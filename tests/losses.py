@@ -1,4 +1,4 @@
-"""Run by test_training_devices.py: trains as `main.train` does, with that many virtual devices of the CPU.
+"""Run by test_training_devices.py: trains with so many virtual devices of the CPU.
 
     python losses.py DEVICES FLAGS…
 
