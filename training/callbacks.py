@@ -192,7 +192,7 @@ class StopOnSignal(keras.callbacks.Callback):
     def __exit__(self, failed, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if failed and sys.stdout.isatty():
+        if failed and not issubclass(failed, Mistake) and sys.stdout.isatty():
             print(flush=True)  # the progress bar has not ended its line
 
     def _receive(self, number, frame):
