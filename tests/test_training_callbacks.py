@@ -26,6 +26,17 @@ def test_signals_are_caught_once_and_given_back():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    "error, line", [(Interrupted(signal.SIGINT), "\n"), (NotFinite(), "\n"), (Mistake(), "")]
+)
+def test_the_line_of_the_progress_bar_is_ended_on_a_terminal(error, line, monkeypatch, capsys):
+    for terminal in (True, False):
+        monkeypatch.setattr(callbacks.sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        with pytest.raises(type(error)), callbacks.StopOnSignal():
+            raise error
+        assert capsys.readouterr().out == (line if terminal else "")
+
+
 def test_without_signals_in_a_thread_it_trains_too():
     ended = []
 
