@@ -31,7 +31,9 @@ class Settings:
     frequency: float = 10_000.0  # K, sawtooth periods per unit of x
     wave: str = "floor"  # floor, round (slope alternates), or none (K → ∞, only gradients change)
     shape: str = "auto"  # sigmoid, gaussian, none, bsilu, nelu, leaky; auto: that of the paper
-    gain: float | str = "auto"  # factor of the gradient; peak: slope at most 1; auto: 1 or, deep, peak
+    gain: float | str = (
+        "auto"  # factor of the gradient; peak: slope at most 1; auto: 1 or, deep, peak
+    )
     fade: float = 0.0  # the acceleration fades to zero over this share of the epochs; 0: it stays
     fade_steps: int = 10  # in so many steps; 1: it is switched off at the end of that share
 
@@ -64,7 +66,7 @@ def train(
 
     Args:
         settings: `Settings`; `Settings(depth=56, activation="relu")` changes what it names.
-        callbacks: Keras callbacks, called after those of the run. Default: none.
+        callbacks: Keras callbacks, called before an epoch is saved. Default: none.
 
     Returns:
         `keras.callbacks.History`, of the epochs trained now.
@@ -119,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             evaluate(*evaluated)
         else:
+            settings = check(settings)  # whose directory is the one that is told below
             train(settings)
         return
     except (Exception, KeyboardInterrupt) as error:

@@ -2,11 +2,15 @@
 
 import collections
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from training import console
+from training.settings import parse
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # less talk
@@ -14,6 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # less talk
 cache = Path(tempfile.gettempdir()) / "jax-cache-of-gaaf-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture(autouse=True)
+def process_of_the_tests(monkeypatch):
+    """Is not main.py's own: on JAX, Keras would do without TensorFlow from then on."""
+    monkeypatch.setattr(console, "own_process", lambda: None)
 
 
 @pytest.fixture
@@ -32,6 +42,40 @@ def empty_directory(tmp_path, monkeypatch):
     directory.mkdir()
     monkeypatch.chdir(directory)
     return directory
+
+
+@pytest.fixture
+def graphics_card(tmp_path, monkeypatch):
+    """A machine of which Keras sees the CPU alone, though nvidia-smi is there."""
+    program = tmp_path / ("nvidia-smi.exe" if os.name == "nt" else "nvidia-smi")
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("training.devices.kind", lambda: "CPU")
+
+
+@pytest.fixture(scope="session")
+def run_of_two_epochs(tmp_path_factory):
+    """A finished run, and its data; to be copied before it is changed."""
+    from trainings import flags
+
+    import main
+
+    directory = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (64, 32, 32, 3), dtype="uint8"), np.arange(64) % 10
+    np.savez(directory / "small.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
+    arguments = flags(directory / "small.npz", directory / "run", epochs=2)
+    main.train(parse(main.Settings, "", arguments)[0])
+    return directory
+
+
+@pytest.fixture
+def run(run_of_two_epochs, tmp_path):
+    """A copy of that run: its directory, and the flags that made it."""
+    from trainings import flags
+
+    shutil.copytree(run_of_two_epochs / "run", tmp_path / "run")
+    return tmp_path / "run", flags(run_of_two_epochs / "small.npz", tmp_path / "run", epochs=2)
 
 
 COUNTS = collections.Counter()

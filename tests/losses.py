@@ -1,4 +1,4 @@
-"""Run by test_devices.py: trains as `main.train` does, with that many virtual devices of the CPU.
+"""Run by test_training_devices.py: trains with so many virtual devices of the CPU.
 
     python losses.py DEVICES FLAGS…
 
@@ -14,6 +14,9 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 import keras  # noqa: E402
 
 import main  # noqa: E402
+from training import Mistake, console  # noqa: E402
+from training.endings import ending_of  # noqa: E402
+from training.settings import parse  # noqa: E402
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -33,6 +36,8 @@ class Losses(keras.callbacks.Callback):
         print(f"\nTEST {logs['loss']:.9g} {logs['accuracy']:.9g}", flush=True)
 
 
-schedules = main.schedules
-main.schedules = lambda settings: [*schedules(settings), Losses()]
-main.main(sys.argv[2:])
+settings, _ = parse(main.Settings, main.__doc__, sys.argv[2:])
+try:
+    main.train(settings, callbacks=[Losses()])
+except Mistake as mistake:
+    console.stop(*ending_of(mistake, settings))

@@ -1,6 +1,7 @@
 """The pages: their tables are those that docs/make.py makes, and the README's examples run."""
 
 import re
+
 import keras
 import numpy as np
 import pytest

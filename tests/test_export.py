@@ -7,7 +7,10 @@ from backends import BACKEND, once, to_numpy
 from keras import layers
 
 import gaaf
+import main
 from resnet_v1 import resnet_v1
+from training.data import Data
+from training.model import build
 
 FORMATS = {
     "tensorflow": ["tf_saved_model", "onnx", "litert"],
@@ -41,23 +44,46 @@ def served(path, form, x):
 
 
 def resnet20():
-    return resnet_v1((32, 32, 3), 20, activation=gaaf.GAAF("relu", shift=0.5, slope=5))
+    network = resnet_v1((32, 32, 3), 20, activation=gaaf.GAAF("relu", shift=0.5, slope=5))
+    return of_raw_images(network)
 
 
 def each_wave_and_shape():
     activations = [gaaf.GAAF_relu, gaaf.GAAF_tanh, gaaf.GAAF("elu", wave=None, shape=None)]
     activations += [gaaf.GAAF("relu", wave="round", shape=keras.ops.cos)]
     hidden = [layers.Dense(8, activation=activation) for activation in activations]
-    return keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), *hidden])
+    network = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), *hidden])
+    return of_raw_images(network)
+
+
+def of_raw_images(network):
+    images = keras.Input((32, 32, 3), dtype="uint8")
+    return keras.Sequential([images, layers.Rescaling(1 / 255, dtype="float32"), network])
+
+
+def as_main_trains_it():
+    """With the normalisation that is the fastest here, after a step."""
+    labels = np.arange(4)
+    data = Data(IMAGES, labels, IMAGES, labels)
+    model = build(main.Settings(depth=8), data)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.train_on_batch(IMAGES, labels)
+    return model
 
 
 @pytest.mark.parametrize("form", FORMATS[BACKEND])
-@pytest.mark.parametrize("network", [pytest.param(resnet20, marks=once), each_wave_and_shape])
-def test_what_is_exported_predicts_the_same(network, form, tmp_path):
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(resnet20, marks=once),
+        pytest.param(as_main_trains_it, marks=once),
+        each_wave_and_shape,
+    ],
+)
+def test_what_is_exported_predicts_the_same(made, form, tmp_path):
     if (BACKEND, form) == ("jax", "onnx"):
         pytest.importorskip("jax2onnx")
-    images = keras.Input((32, 32, 3), dtype="uint8")
-    model = keras.Sequential([images, layers.Rescaling(1 / 255, dtype="float32"), network()])
+    model = made()
     given = {}
     if BACKEND == "torch":  # its exporter takes no open batch size
         given["input_signature"] = [keras.InputSpec(shape=IMAGES.shape, dtype="uint8")]

@@ -1,25 +1,24 @@
-"""The command line, the settings, and whole trainings on small data."""
+"""The command line, and whole trainings on small data."""
 
-import csv
 import dataclasses
 import json
-import os
 import re
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from backends import once
-from processes import python
+from backends import BACKEND, once
+from processes import ROOT, python
+from test_training_callbacks import scalars
 
-import data
-import fast
 import gaaf
 import main
-import runs
-
-ROOT = Path(__file__).parent.parent
+from training import devices
+from training.callbacks import LearningRate
+from training.data import load
+from training.files import read_history
+from training.model import build
+from training.settings import check, parse
 
 
 def test_help_names_every_setting_and_needs_no_keras():
@@ -27,52 +26,8 @@ def test_help_names_every_setting_and_needs_no_keras():
     assert done.returncode == 0 and done.stderr == ""
     for field in dataclasses.fields(main.Settings):
         assert f"--{field.name.replace('_', '-')}" in done.stdout
-    done = python("-c", "import main, sys; main.parse([]); assert 'keras' not in sys.modules")
+    done = python("-c", "import main, sys; assert 'keras' not in sys.modules")
     assert done.returncode == 0, done.stderr
-
-
-def test_every_setting_is_a_flag():
-    wanted = main.Settings(
-        version=2,
-        depth=56,
-        activation="GAAF_tanh",
-        shift=-0.5,
-        slope=5.0,
-        frequency=100.0,
-        wave="none",
-        shape="gaussian",
-        fade=0.5,
-        fade_steps=2,
-        data="digits",
-        data_augmentation=True,
-        subtract_pixel_mean=False,
-        batch_size=32,
-        epochs=3,
-        learning_rate=0.01,
-        precision="mixed_bfloat16",
-        seed=7,
-        gradient_histograms=True,
-        output_dir="somewhere",
-        overwrite=True,
-    )
-    arguments = []
-    for name, value in dataclasses.asdict(wanted).items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", str(value)]
-        assert value != getattr(main.Settings(), name)
-    assert main.parse(arguments) == (wanted, None)
-    assert main.parse([]) == (main.Settings(), None)
-
-
-def test_defaults():
-    settings = main.Settings()
-    assert (settings.batch_size, settings.epochs, settings.learning_rate) == (128, 200, 1e-3)
-    assert (settings.data, settings.data_augmentation) == ("cifar10", False)
-    assert settings.subtract_pixel_mean
-    assert (settings.activation, settings.shift) == ("GAAF_relu", gaaf.GAAF("relu").shift)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +64,15 @@ def test_defaults():
         (["--learning-rate", "inf"], "learning_rate"),
         (["--frequency", "1e300"], "frequency"),
         (["--shift", "one"], "--shift"),
+        (["--optimizer", "adamax"], "optimizer"),
+        (["--schedule", "linear"], "schedule"),
+        (["--weight-decay", "-1"], "weight_decay"),
+        (["--learning-rate", "fast"], "--learning-rate"),
+        (["--activation", "GAAF_elu"], "shape"),
+        (["--activation", "GAAF_"], "activation"),
+        (["--data", "~nobody-of-that-name/a.npz"], "data"),
+        (["--evaluate", "~nobody-of-that-name/a"], "evaluate"),
+        (["--ignore-changes", "yes"], "yes"),
         (["--data", ""], "data"),
         (["--data", "."], "data"),
         (["--output-dir", ""], "output_dir"),
@@ -140,7 +104,7 @@ def test_a_mistake_in_a_process_of_its_own():
 
 @pytest.mark.parametrize(
     "mistake",
-    ["--depth=21", "--version=3", "--data=missing.npz", "--epochs=0", "--shift=nan"],
+    ["--version=3", "--data=missing.npz", "--epochs=0", "--shift=nan", "--optimizer=adamax"],
 )
 def test_a_mistake_is_told_before_keras_starts(mistake, tmp_path):
     code = (
@@ -153,72 +117,12 @@ def test_a_mistake_is_told_before_keras_starts(mistake, tmp_path):
     assert done.returncode == 0 and "main.py: error: " in done.stderr, done.stderr
 
 
-def test_settings_of_a_wrong_type_are_refused_from_python_too():
-    for settings in (
-        main.Settings(depth="20"),
-        main.Settings(shift=None),
-        main.Settings(data_augmentation=1),
-        main.Settings(batch_size=True),
-    ):
-        with pytest.raises(ValueError, match="allowed is"):
-            main.check(settings)
-    main.check(main.Settings(shift=2))  # an integer is a number
-
-
-@pytest.mark.parametrize(
-    "epochs, marks", [(200, (80, 120, 160, 180)), (10, (4, 6, 8, 9)), (1, (1, 1, 1, 1))]
-)
-def test_learning_rate_falls_at_the_marks(epochs, marks):
-    settings = main.Settings(epochs=epochs)
-    rates = [main.learning_rate_at(epoch, settings) for epoch in range(epochs)]
-    bounds = [0, *marks, epochs]
-    for factor, start, end in zip(
-        (1, 0.1, 0.01, 0.001, 0.0005), bounds[:-1], bounds[1:], strict=True
-    ):
-        assert rates[start:end] == pytest.approx([1e-3 * factor] * (end - start))
-
-
-def test_directories_of_different_settings_differ():
-    base = main.Settings()
-    directories = {main.directory_of(base)}
-    for name, value in {"depth": 32, "shift": 0.0, "seed": 1, "precision": "mixed_float16"}.items():
-        directories.add(main.directory_of(dataclasses.replace(base, **{name: value})))
-    assert len(directories) == 5
-    for directory in directories:
-        assert directory.parent == Path("runs") and directory.name.startswith("cifar10-resnet")
-    assert main.directory_of(dataclasses.replace(base, output_dir="a/b")) == Path("a/b")
-
-
-@pytest.mark.parametrize("subtract_pixel_mean", [True, False])
-def test_normalisation_is_part_of_the_model(npz, subtract_pixel_mean):
-    settings = main.Settings(
-        depth=8, data=str(npz), subtract_pixel_mean=subtract_pixel_mean, output_dir=str(npz.parent)
-    )
-    model, images = main.prepare(settings)
-    x = images.x_train / 255
-    if subtract_pixel_mean:
-        x = x - x.mean(axis=0)
-    np.testing.assert_allclose(
-        model.predict(images.x_train, verbose=0),
-        model.layers[-1].predict(x.astype("float32"), verbose=0),
-        atol=1e-5,
-    )
-
-
-@pytest.mark.parametrize("version, resnet", [(1, "resnet20_v1"), (2, "resnet20_v2")])
-def test_the_network_has_the_activation_of_the_settings(version, resnet):
-    settings = main.Settings(version=version, shift=2.0, slope=3.0, wave="none", shape="none")
-    network = main.build_network(settings)
-    activation = network.get_layer("stem_act").activation
-    assert network.name == resnet
-    assert (activation.shift, activation.slope) == (2.0, 3.0)
-    assert activation.wave is None and activation.shape is None
-    settings = main.Settings(version=version, activation="GAAF_tanh", frequency=50.0)
-    activation = main.build_network(settings).get_layer("stem_act").activation
-    assert activation.activation is keras.activations.tanh
-    assert (activation.frequency, activation.shape) == (50.0, "gaussian")
-    network = main.build_network(main.Settings(version=version, activation="relu"))
-    assert network.get_layer("stem_act").activation is keras.activations.relu
+@pytest.mark.parametrize("mistake", ["--depth=21", "--activation=rleu"])
+def test_what_cannot_be_built_is_told_before_any_data_is_read(mistake, monkeypatch, capsys):
+    monkeypatch.setattr("training.data.load", lambda source: pytest.fail("the data was read"))
+    with pytest.raises(SystemExit) as end:
+        main.main([mistake, "--data=digits"])
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_mixed_precision_trains_and_leaves_keras_as_it_was(npz, tmp_path):
@@ -236,14 +140,6 @@ def test_mixed_precision_trains_and_leaves_keras_as_it_was(npz, tmp_path):
     assert np.isfinite(history.history["loss"]).all()
 
 
-def test_mixed_float16_scales_its_loss(npz, tmp_path):
-    settings = main.Settings(
-        depth=8, data=str(npz), precision="mixed_float16", output_dir=str(tmp_path / "run")
-    )
-    model, _ = main.prepare(settings)
-    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-
-
 def test_the_seed_decides_the_run(npz, tmp_path):
     def weights(seed, run):
         settings = main.Settings(
@@ -255,20 +151,6 @@ def test_the_seed_decides_the_run(npz, tmp_path):
     for a, b in zip(first, same, strict=True):
         np.testing.assert_array_equal(a, b)
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize(
-    "fade, steps, strengths",
-    [
-        (0.0, 10, [1] * 10),
-        (0.3, 1, [1] * 3 + [0] * 7),
-        (0.4, 2, [1, 1, 0.5, 0.5] + [0] * 6),
-        (1.0, 10, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
-    ],
-)
-def test_strength_fades_in_steps(fade, steps, strengths):
-    settings = main.Settings(epochs=10, fade=fade, fade_steps=steps)
-    assert [main.strength_at(epoch, settings) for epoch in range(10)] == pytest.approx(strengths)
 
 
 def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
@@ -288,16 +170,11 @@ def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
     assert loaded.layers[-1].get_layer("stem_act").activation.strength == 0
 
 
-def read_history(directory):
-    with open(directory / "history.csv", newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
 @pytest.mark.parametrize(
     "version, depth, activation",
     [(1, 8, "GAAF_relu"), pytest.param(2, 11, "GAAF_tanh", marks=once)],
 )
-def test_training_on_the_digits(version, depth, activation, empty_directory, capsys):
+def test_training_on_the_digits(version, depth, activation, empty_directory, graphics_card, capsys):
     arguments = {
         "version": version,
         "depth": depth,
@@ -309,20 +186,23 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, cap
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in arguments.items()]
     main.main(flags)
     (directory,) = (empty_directory / "runs").iterdir()
-    rows = read_history(directory)
+    rows = read_history(directory / "history.csv")
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["val_accuracy"] > 0.6  # chance is 0.1
 
     said = capsys.readouterr().out
+    advice = said.splitlines()[0]  # before all else
+    assert advice.startswith("This machine has an NVIDIA GPU, but trains on its CPU; ")
+    assert advice.endswith(devices.WITH_CUDA[BACKEND])
     for part in (f"resnet{depth}_v{version}", "1,437 training", "Adam from 0.001", "Time left"):
         assert part in said
-    assert f"way           {fast.way().words}" in said and "Compiling the training step" in said
+    assert f"compiler      {devices.in_words()}" in said and "Compiling the training step" in said
     assert f"activation    {activation}" in said and f"results       runs/{directory.name}" in said
     best = max(row["val_accuracy"] for row in rows)
     assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 4; {best:.4f} in the best" in said
 
     config = json.loads((directory / "config.json").read_text())
-    assert config["settings"] == dataclasses.asdict(main.parse(flags)[0])
+    assert config["settings"] == dataclasses.asdict(check(parse(main.Settings, "", flags)[0]))
     assert config["versions"]["keras"] == keras.__version__
     assert {path.name for path in directory.iterdir()} == {
         *("config.json", "history.csv", "curves.png", "best.keras", "final.keras", "tensorboard"),
@@ -334,7 +214,7 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, cap
     assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.stat().st_size > 0 for path in (directory / "tensorboard").iterdir()] == [True]
 
-    digits = data.load("digits")  # raw uint8 images
+    digits = load("digits")  # raw uint8 images
     for name, accuracy in (("final", rows[-1]["val_accuracy"]), ("best", best)):
         model = keras.models.load_model(directory / f"{name}.keras")
         evaluated = model.evaluate(digits.x_test, digits.y_test, verbose=0, return_dict=True)
@@ -342,8 +222,10 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, cap
     model.fit(digits.x_train[:64], digits.y_train[:64], verbose=0)  # goes on training
 
     main.main(flags)  # the same once more has nothing left to do
-    assert "Going on after epoch 4 of 4" in capsys.readouterr().out
-    assert read_history(directory) == rows
+    said = capsys.readouterr().out
+    assert "Nothing to train: this run ended on " in said
+    assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 4; {best:.4f} in the best" in said
+    assert read_history(directory / "history.csv") == rows
 
     main.main(["--evaluate", str(directory)])
     said = capsys.readouterr().out
@@ -363,33 +245,131 @@ def test_train_from_python_returns_the_history(npz, tmp_path):
         output_dir=str(tmp_path / "Läufe" / "ein Lauf"),
     )
     history = main.train(settings)
-    rows = read_history(tmp_path / "Läufe" / "ein Lauf")
-    for column in runs.COLUMNS[1:]:
+    rows = read_history(tmp_path / "Läufe" / "ein Lauf" / "history.csv")
+    assert list(rows[0]) == [
+        "epoch",
+        "learning_rate",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+    ]
+    for column in list(rows[0])[1:]:
         assert history.history[column] == pytest.approx([row[column] for row in rows], rel=1e-5)
 
 
-@once
-def test_a_jax_user_needs_no_tensorflow(npz, tmp_path):
-    pytest.importorskip("jax")
-    absent = tmp_path / "absent"
-    absent.mkdir()
-    (absent / "tensorflow.py").write_text("raise ImportError('TensorFlow is not installed')")
-    done = python(
-        *(ROOT / "main.py", "--depth=8", "--epochs=1", "--batch-size=16"),
-        *(f"--data={npz}", f"--output-dir={tmp_path / 'run'}"),
-        KERAS_BACKEND="jax",
-        PYTHONPATH=str(absent),
+def test_the_defaults_are_those_of_plain_keras_and_adam(npz, tmp_path):
+    settings = main.Settings(depth=8, data=str(npz), epochs=1, output_dir=str(tmp_path / "run"))
+    trained = main.train(settings).model
+    data = load(str(npz))
+    keras.utils.set_random_seed(settings.seed)
+    model = build(settings, data)
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=devices.jit_compile(),
     )
-    assert done.returncode == 0, done.stderr
+    model.fit(**devices.feed(settings, data), epochs=1, verbose=0)
+    for ours, theirs in zip(trained.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def compiled_with(monkeypatch, **changes):
+    """Has main.py compile with other arguments, as if they were edited there."""
+    compile_ = keras.Model.compile
+
+    def edited(model, **arguments):
+        compile_(model, **arguments | changes)
+
+    monkeypatch.setattr(keras.Model, "compile", edited)
+
+
+class Recorder(keras.callbacks.Callback):
+    """Sees what there is after each epoch, and adds a figure of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append((epoch, dict(logs)))
+        logs["seconds"] = 10.0 * epoch
+
+
+def test_callbacks_metrics_and_schedules_of_ones_own(npz, tmp_path, monkeypatch, capsys):
+    """The history has the metric and the rate, and the run ends where a callback has it end."""
+    decay = keras.optimizers.schedules.ExponentialDecay(0.01, decay_steps=8, decay_rate=0.5)
+    top = keras.metrics.SparseTopKCategoricalAccuracy(k=3, name="top3")
+    compiled_with(monkeypatch, optimizer=keras.optimizers.RMSprop(decay), metrics=["accuracy", top])
+    settings = main.Settings(
+        **{"depth": 8, "data": str(npz), "epochs": 5, "batch_size": 16, "activation": "relu"},
+        output_dir=str(tmp_path / "run"),
+    )
+    recorder = Recorder()
+    # It stops when the loss has not risen.
+    stop = keras.callbacks.EarlyStopping("loss", patience=1, mode="max")
+    history = main.train(settings, callbacks=[recorder, stop])
+    said = capsys.readouterr().out
+    rows = read_history(tmp_path / "run" / "history.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert "RMSprop from a schedule of its own" in said
+    assert "Stopped by a callback after epoch 2 of 5" in said
+    first = ["epoch", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy"]
+    assert list(rows[0]) == [*first, "top3", "val_top3", "seconds"]
+    assert [row["seconds"] for row in rows] == [0, 10] == history.history["seconds"]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.005, 0.0025], rel=1e-5)
+    assert [epoch for epoch, _ in recorder.epochs] == [0, 1] == history.epoch
+    for (_, logs), row in zip(recorder.epochs, rows, strict=True):
+        assert logs["top3"] == pytest.approx(row["top3"], rel=1e-5)
+    seen = scalars(tmp_path / "run" / "tensorboard")
+    assert (seen[2, "top3/train"], seen[2, "top3/test"]) == (rows[1]["top3"], rows[1]["val_top3"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["optimizer"]["learning_rate"]["class_name"] == "ExponentialDecay"
     assert (tmp_path / "run" / "final.keras").exists()
 
 
-def test_only_an_error_is_shown_of_what_libraries_write(capfd):
-    with main.held_back():
-        os.write(2, b"a note")
-    os.write(2, b"a message")
-    assert capfd.readouterr().err == "a message"
-    with pytest.raises(ImportError), main.held_back():
-        os.write(2, b"the reason")
-        raise ImportError
-    assert capfd.readouterr().err == "the reason"
+def test_a_plateau_lowers_a_constant_rate_and_it_stays_low(npz, tmp_path, capsys):
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, mode="max")
+    settings = main.Settings(
+        **{"depth": 8, "data": str(npz), "epochs": 3, "batch_size": 64, "activation": "relu"},
+        **{"schedule": "constant", "optimizer": "sgd", "output_dir": str(tmp_path / "run")},
+    )
+    with pytest.raises(
+        ValueError, match=r"^schedule: allowed with ReduceLROnPlateau is 'constant'"
+    ):
+        main.train(dataclasses.replace(settings, schedule="step"), callbacks=[plateau])
+    assert not (tmp_path / "run").exists()
+    main.train(settings, callbacks=[plateau])  # as if the loss were to rise, it lowers the rate
+    main.train(dataclasses.replace(settings, epochs=4))
+    rates = [row["learning_rate"] for row in read_history(tmp_path / "run" / "history.csv")]
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.025])
+
+
+def test_a_schedule_among_ones_callbacks_has_the_last_word():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    theirs = keras.callbacks.LearningRateScheduler(lambda epoch: 0.25 / (epoch + 1))
+    ours = LearningRate(main.Settings(epochs=2))
+    x = np.ones((4, 2), "float32")
+    history = model.fit(x, x[:, :1], epochs=2, callbacks=[ours, theirs], verbose=0)
+    assert history.history["learning_rate"] == pytest.approx([0.25, 0.125])
+    history = model.fit(x, x[:, :1], epochs=2, callbacks=[ours], verbose=0)
+    assert history.history["learning_rate"] == pytest.approx([1e-3, 1e-4])
+
+
+@once
+def test_what_runs_eagerly_can_be_looked_at(npz, tmp_path, monkeypatch):
+    seen = []
+
+    def loss(labels, probabilities):
+        seen.append(float(probabilities[0, 0]))  # of a symbolic tensor there is no number
+        return keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+
+    compiled_with(monkeypatch, loss=loss, run_eagerly=True)
+    settings = main.Settings(
+        **{"depth": 8, "data": str(npz), "epochs": 1, "batch_size": 64, "activation": "relu"},
+        output_dir=str(tmp_path / "run"),
+    )
+    main.train(settings)
+    assert len(seen) == 3 and min(seen) > 0 and max(seen) < 1

@@ -19,7 +19,9 @@ from training.tensorboard import GradientHistograms, TensorBoard
 
 
 def callbacks_of(settings, data, directory, rows, first_process=True):
-    """The callbacks of a run; in processes other than the first, those alone that train along.
+    """The callbacks of a run: those that come before the user's own, and those that come after.
+
+    In processes other than the first they are those alone that train along.
 
     Args:
         settings: The settings of main.py.
@@ -28,13 +30,14 @@ def callbacks_of(settings, data, directory, rows, first_process=True):
         rows: The history that the run goes on from; rows are added to it.
         first_process: Whether this process writes and prints. Default True.
     """
-    made = [LearningRate(settings), StopOnNotFinite()]
+    first, last = [LearningRate(settings), StopOnNotFinite()], []
     if first_process:
-        made += [Progress(settings.epochs), RunFiles(settings, directory, rows)]
-        made += [TensorBoard(directory / "tensorboard", rows)]
+        first.append(Progress(settings.epochs))
+        # What the user's own change after an epoch, such as the learning rate, is saved with it.
+        last += [RunFiles(settings, directory, rows), TensorBoard(directory / "tensorboard", rows)]
     if settings.gradient_histograms:
-        made.append(GradientHistograms(directory / "tensorboard" / "gradients", data.x_train[:16]))
-    return made
+        last.append(GradientHistograms(directory / "tensorboard" / "gradients", data.x_train[:16]))
+    return first, last
 
 
 def require_compatible(settings, callbacks):
@@ -42,8 +45,8 @@ def require_compatible(settings, callbacks):
     plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
     if plateau and settings.schedule != "constant":
         raise Mistake(
-            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate every "
-            f"epoch; received {settings.schedule!r}"
+            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in "
+            f"every epoch; received {settings.schedule!r}"
         )
 
 
@@ -189,7 +192,7 @@ class StopOnSignal(keras.callbacks.Callback):
     def __exit__(self, failed, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if failed and sys.stdout.isatty():
+        if failed and not issubclass(failed, Mistake) and sys.stdout.isatty():
             print(flush=True)  # the progress bar has not ended its line
 
     def _receive(self, number, frame):

@@ -4,6 +4,7 @@ import json
 import zipfile
 
 from training import devices
+from training.console import say
 from training.files import replace_file
 
 HISTORY = "history.json"  # inside a checkpoint
@@ -63,7 +64,7 @@ class Checkpoints:
                     return json.loads(archive.read(HISTORY))
             except Exception as error:  # of the many that a flipped bit has zipfile raise
                 reason = " ".join(str(error).split()) or type(error).__name__
-                print(f"Warning: {path} is damaged ({reason}); the one before it is used")
+                say(f"Warning: {path} is damaged ({reason}); the one before it is used")
         return []
 
     def restore(self, model, epoch):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import os
 import pickle
 import tarfile
 import zipfile
@@ -79,7 +80,7 @@ def require_source(source):
     """Returns a name that `load` knows as it is, and the path of a file whole; else `Mistake`."""
     if source in NAMED:
         return source
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # which leaves the ~ of an unknown user as it is
     if not path.is_file():
         raise Mistake(
             f"data: allowed is {', '.join(map(repr, NAMED))}, or the path of an .npz file or of "
@@ -99,6 +100,8 @@ def _download(name):
             f"data: {name} could not be downloaded ({reason}); give --data the path of its "
             "official archive or of an .npz file, or --data digits to train on digits"
         ) from error
+    if keras.config.image_data_format() == "channels_first":  # so keras.json may say
+        x_train, x_test = (x.transpose(0, 2, 3, 1) for x in (x_train, x_test))
     return x_train, y_train, x_test, y_test
 
 
@@ -179,7 +182,7 @@ def _checked(arrays, source):
             require(not len(gap), name, allowed, found[gap[0]] if len(gap) else None)
         in_range = found[0] >= 0 and found[-1] < classes
         require(in_range, name, f"labels from 0 to {classes - 1}", f"{found[0]} to {found[-1]}")
-        checked += [x.astype("uint8"), y.reshape(-1).astype("int32")]
+        checked += [np.ascontiguousarray(x, "uint8"), np.ascontiguousarray(y.ravel(), "int32")]
     return Data(*checked)
 
 

@@ -6,6 +6,8 @@ from training import Mistake
 from training.files import CannotWrite
 from training.identity import directory_of
 
+DEEPEST = 110  # layers, of the networks that train with GAAF at the usual learning rate
+
 
 class NotFinite(Exception):
     """The loss has become NaN or infinite."""
@@ -41,19 +43,24 @@ def ending_of(error, settings):
 
 
 def cause(settings):
-    """What most likely made the loss NaN or infinite, and the ways out."""
+    """What most likely made the loss NaN or infinite, first the likelier, and the ways out."""
     from training.model import RATES, learning_rate
 
     rate = learning_rate(settings)
-    large = f"the learning rate, {rate:g}, is too high" if rate > RATES[settings.optimizer] else ""
-    deep = ""
-    if settings.activation.startswith("GAAF_"):
+    causes = [f"the learning rate, {rate:g}, is too high"]
+    plain = settings.activation.removeprefix("GAAF_")
+    if plain != settings.activation:
+        sigmoid = settings.shape == "sigmoid" or (settings.shape, plain) == ("auto", "relu")
         deep = (
             f"the network of depth {settings.depth} is too deep for GAAF, which enlarges gradients "
-            "at each activation: take a smaller --depth, --shift -4 or --activation relu"
+            f"at each activation: take a smaller --depth{', --shift -4' * sigmoid} or --activation "
+            + plain
         )
-    causes = " or ".join(filter(None, (deep, large))) or f"the learning rate, {rate:g}, is too high"
-    return f"most likely {causes}"
+        if settings.depth <= DEEPEST:
+            causes = [*causes, deep]
+        else:
+            causes = [deep, *causes] if rate > RATES[settings.optimizer] else [deep]
+    return f"most likely {' or '.join(causes)}"
 
 
 def saved(settings):

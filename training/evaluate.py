@@ -1,6 +1,7 @@
 """Tests a saved model: `python main.py --evaluate runs/NAME`."""
 
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 
 import gaaf  # noqa: F401, so that Keras knows what the saved model is made of
 from training import Mistake
+from training.console import say
 from training.data import load
 
 MANY = 20  # classes, of which a table of all would not fit the screen
@@ -35,14 +37,14 @@ def evaluate(path, data=None):
     predicted = probabilities.argmax(axis=1)
     counts = np.zeros((probabilities.shape[1],) * 2, int)
     np.add.at(counts, (images.y_test, predicted), 1)
-    print(f"{path}: {len(predicted):,} test images")
+    say(f"{path}: {len(predicted):,} test images")
     print(f"loss {loss:.4f}, accuracy {np.mean(predicted == images.y_test):.4f}")
     print(worst_confusions(counts) if len(counts) > MANY else confusion_table(counts))
 
 
 def model_path(path):
     """The file of the model."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # which leaves the ~ of an unknown user as it is
     candidates = [path / "final.keras", path / "best.keras"] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():
@@ -100,9 +102,10 @@ def confusion_table(counts):
 def worst_confusions(counts):
     """The most frequent confusions of one class with another."""
     wrong = counts - np.diag(np.diag(counts))
-    lines = [f"the {WORST} worst confusions, of {wrong.sum()}:", "  true  predicted  images  of"]
-    for flat in np.argsort(-wrong, axis=None, kind="stable")[:WORST]:
-        true, predicted = divmod(int(flat), len(counts))
-        n, of = wrong[true, predicted], counts[true].sum()
-        lines.append(f"{true:6}{predicted:11}{n:8}{of:4}")
+    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
+    shown = [divmod(int(flat), len(counts)) for flat in order if wrong.flat[flat]]
+    lines = [f"the {len(shown)} worst confusions, of {wrong.sum()}:"]
+    lines.append("  true  predicted  images      of")
+    for true, predicted in shown:
+        lines.append(f"{true:6}{predicted:11}{wrong[true, predicted]:8}{counts[true].sum():8}")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ config.json keeps all four, so that a directory is gone on with by the same trai
 """
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from training import Mistake
 
+HOUSE = Path(__file__).resolve().parent.parent
 # Settings that change no weight, or that let the run only go on for longer.
 FREE = ("data", "output_dir", "overwrite", "ignore_changes", "gradient_histograms", "epochs")
 WAYS_OUT = (
@@ -36,12 +38,12 @@ def identity_of(settings, data=None, optimizer=None):
     """What config.json keeps of the run; what is not known yet is left out."""
     identity = {
         "settings": dataclasses.asdict(settings),
-        "sources": sources(Path(inspect.getfile(type(settings)))),
+        "sources": sources_of(type(settings)),
     }
     if data is not None:
         identity["data"] = digest_of_arrays(data)
     if optimizer is not None:
-        identity["optimizer"] = json.loads(json.dumps(optimizer, default=str))
+        identity["optimizer"] = config_of(optimizer)
     return identity
 
 
@@ -112,27 +114,52 @@ def digest_of_arrays(arrays):
     return digest.hexdigest()
 
 
+def config_of(optimizer):
+    """The config of an optimizer, as JSON has it; of the one within that scales its loss."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    # Keras numbers the names of some, and so the second one of a process would be another.
+    config = optimizer.get_config() | {"name": type(optimizer).__name__}
+    return json.loads(json.dumps(config, default=str))
+
+
+def sources_of(settings):
+    """{path: digest} of main.py, and of what a class of settings of the user's own is beside."""
+    found = sources(HOUSE / "main.py")
+    with contextlib.suppress(TypeError, OSError):  # where it has no file, as in a notebook
+        script = Path(inspect.getfile(settings)).resolve()
+        if script.parent != HOUSE:
+            found |= {f"{script.parent.name}/{k}": v for k, v in sources(script).items()}
+    return found
+
+
 def sources(script):
     """{path: digest} of a script and of what it imports from beside itself, at any remove."""
     root, todo, found = script.parent, [script], {}
     while todo:
         path = todo.pop()
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        found[path.relative_to(root).as_posix()] = digest_of_code(tree)
-        for name in _imported(tree):
-            file = root / (name.replace(".", "/") + ".py")
-            if file.is_file() and file.relative_to(root).as_posix() not in found:
-                todo.append(file)
+        name = path.relative_to(root).as_posix()
+        if name not in found and path.is_file():
+            tree = ast.parse(path.read_bytes())
+            todo += _imported(tree, root, path.parent)
+            found[name] = digest_of_code(tree)
     return dict(sorted(found.items()))
 
 
-def _imported(tree):
+def _imported(tree, root, folder):
+    """Yields the files below `root`, if they exist, that a module in `folder` imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            base, names = root, [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = folder.joinpath(*[".."] * (node.level - 1)).resolve() if node.level else root
+            names = [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            path = base
+            for part in name.split("."):
+                path /= part
+                yield from (path.with_suffix(".py"), path / "__init__.py")
 
 
 def digest_of_code(tree):
@@ -161,5 +188,7 @@ def _nested(node):
         return tuple(map(_nested, node))
     if not isinstance(node, ast.AST):
         return repr(node)
+    if isinstance(node, ast.JoinedStr):  # into an f-string, Python 3.12 puts empty texts
+        node.values = [x for x in node.values if getattr(x, "value", None) != ""]
     fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
     return type(node).__name__, *((name, _nested(value)) for name, value in fields)

@@ -43,8 +43,9 @@ def activation_of(settings, strength=1.0):
     known = [x for x in dir(keras.activations) if x.islower() and not x.startswith("_")]
     known = sorted(set(known) - {"deserialize", "serialize", "get"})
     if name not in known:
-        names = [*known, *(f"GAAF_{x}" for x in known)]
-        nearest = ", ".join(difflib.get_close_matches(settings.activation, names, 3, 0))
+        names = {x.lower(): x for x in (*known, *(f"GAAF_{x}" for x in known))}
+        nearest = difflib.get_close_matches(settings.activation.lower(), names, 3, 0)
+        nearest = ", ".join(names[x] for x in nearest)
         raise Mistake(
             "activation: allowed is the name of a Keras activation, with GAAF_ before it or not, "
             f"nearest {nearest}; received {settings.activation!r}"

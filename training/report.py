@@ -6,6 +6,7 @@ import time
 
 import keras
 
+import gaaf
 from training import devices
 from training.checkpoints import Checkpoints, best_of
 from training.console import say
@@ -20,7 +21,7 @@ def describe(settings, model, data):
     activation = activations_of(network)[0].activation
     backend = keras.backend.backend()
     return {
-        **identity_of(settings, data, model.optimizer.get_config()),
+        **identity_of(settings, data, model.optimizer),
         "network": {"name": network.name, "parameters": network.count_params()},
         "activation": {"name": settings.activation} | parameters_of(activation),
         "images": {"training": len(data.x_train), "test": len(data.x_test)},
@@ -38,11 +39,13 @@ def describe(settings, model, data):
 
 def parameters_of(activation):
     """The parameters of a GAAF that count, but for φ; none of another activation."""
-    if not hasattr(activation, "get_config"):
+    if not isinstance(activation, gaaf.GAAF):
         return {}
     ignored = {"name", "activation"}
     if activation.shape != "sigmoid":
         ignored |= {"shift", "slope"}
+    if activation.wave is None:
+        ignored |= {"frequency"}
     return {k: v for k, v in activation.get_config().items() if k not in ignored}
 
 

@@ -72,7 +72,7 @@ class Run:
 
     def _announce_and_restore(self, model, first_epoch):
         optimizer = model.optimizer
-        changed = require_same_run(self.settings, data=self.data, optimizer=optimizer.get_config())
+        changed = require_same_run(self.settings, data=self.data, optimizer=optimizer)
         if self.leads:
             if self.settings.overwrite:
                 remove_run(self.directory)
@@ -89,11 +89,12 @@ class Run:
                     variable.assign(value)
 
     def fit(self, callbacks=()):
-        """What else `fit` takes in this run; own callbacks come after those of the run."""
+        """What else `fit` takes in this run, with callbacks of the user's own."""
+        first, last = self.callbacks
         shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
         return {
             **devices.feed(self.settings, self.data, self.done),
-            "callbacks": [self.signals, *self.callbacks, self.history, *callbacks],
+            "callbacks": [self.signals, *first, *callbacks, *last, self.history],
             "verbose": shown if self.leads else 0,
         }
 

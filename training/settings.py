@@ -1,10 +1,11 @@
 """The settings of main.py as flags, and their checks. No Keras: a mistake is told at once."""
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
+import os
 import re
-from pathlib import Path
 
 from training import Mistake
 from training.data import require_source
@@ -50,7 +51,7 @@ def check(settings):
     return dataclasses.replace(
         settings,
         data=require_source(settings.data),
-        output_dir=str(Path(settings.output_dir).expanduser()),
+        output_dir=os.path.expanduser(settings.output_dir),
     )
 
 
@@ -133,8 +134,9 @@ def _argument(field):
 
 def comments_of(settings):
     """The comment beside each setting that has one."""
-    try:
-        source = inspect.getsource(settings)
-    except OSError:  # as in an interactive session
-        return {}
-    return dict(re.findall(r"^    (\w+):.*?=.*?  # (.+)$", source, re.M))
+    comments = {}
+    for kind in reversed(settings.__mro__[:-1]):
+        with contextlib.suppress(OSError, TypeError):  # as in an interactive session
+            source = inspect.getsource(kind)
+            comments |= re.findall(r"^    (\w+):.*?=.*?  # (.+)$", source, re.M)
+    return comments

@@ -14,12 +14,15 @@ from backends import BACKEND, once
 from processes import ROOT, python
 
 import gaaf  # noqa: F401  so that its models can be loaded
+import main
+from training import Mistake, devices
+from training.data import Data
 
 SCRIPT = ROOT / "tests" / "losses.py"
 # The last batch of an epoch has 8 images, or of 42 images 10, of which 4 devices share 8.
 FLAGS = ["--data=small.npz", "--depth=8", "--batch-size=16", "--epochs=2", "--learning-rate=1e-5"]
 
-pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="Keras shares batches on TF and JAX")
+sharing = pytest.mark.skipif(BACKEND == "torch", reason="Keras shares batches on TF and JAX")
 
 
 @pytest.fixture
@@ -46,6 +49,7 @@ def require_same_training(said, one):
         np.testing.assert_allclose(figures(said, word), figures(one, word), rtol=rtol)
 
 
+@sharing
 @pytest.mark.parametrize(
     "devices, flags", [(2, []), pytest.param(4, ["--data-augmentation"], marks=once)]
 )
@@ -63,6 +67,7 @@ def test_devices_train_as_one_does(devices, flags, small):
     assert model.predict(np.zeros((1, 32, 32, 3), "uint8"), verbose=0).shape == (1, 10)
 
 
+@sharing
 @pytest.mark.slow
 def test_images_that_do_not_divide(small):
     """Of 42 training images the last 10 make 8 for four devices; all 14 test images count."""
@@ -72,6 +77,7 @@ def test_images_that_do_not_divide(small):
     np.testing.assert_allclose(four, one, rtol=1e-4)
 
 
+@sharing
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(small):
     python(str(SCRIPT), "1", *FLAGS, "--epochs=1", "--output-dir=two", cwd=small)
@@ -79,6 +85,7 @@ def test_a_run_goes_on_with_other_devices(small):
     assert "Going on after epoch 1 of 2" in resumed.stdout, resumed.stderr
 
 
+@sharing
 def test_a_batch_that_does_not_divide_is_refused(small):
     run = python(str(SCRIPT), "4", *FLAGS, "--batch-size=18", "--output-dir=new", cwd=small)
     assert (run.returncode, run.stdout) == (2, "")
@@ -135,3 +142,42 @@ def test_several_processes_are_refused_where_keras_cannot(small):
     assert (run.returncode, run.stdout) == (2, "")
     assert "main.py: error: KERAS_BACKEND: allowed for several processes is jax" in run.stderr
     assert not (small / "new").exists()
+
+
+def test_what_processes_cannot_do_is_refused(monkeypatch):
+    images, labels = np.zeros((40, 32, 32, 3), "uint8"), np.arange(40) % 10
+    data = Data(images, labels, images[:15], labels[:15])
+    devices.require_shareable(main.Settings(batch_size=16, gradient_histograms=True), data)
+    with pytest.raises(
+        Mistake, match=r"^data: allowed is at least one batch of 41 .*; received 40"
+    ):
+        devices.require_shareable(main.Settings(batch_size=41), data)
+    monkeypatch.setattr(devices, "process", lambda: (1, 2))
+    monkeypatch.setattr(devices, "count", lambda: 2)
+    with pytest.raises(Mistake, match=r"^gradient_histograms: .* False; "):
+        devices.require_shareable(main.Settings(batch_size=16, gradient_histograms=True), data)
+    with pytest.raises(Mistake, match=r"^data: .* 2 devices can share evenly; received 15"):
+        devices.require_shareable(main.Settings(batch_size=16), data)
+
+
+def test_how_it_trains_here_is_told(monkeypatch):
+    tensorflow = BACKEND == "tensorflow"
+    for kind, n in (("CPU", 1), ("CPU", 2), ("GPU", 1), ("GPU", 2)):
+        monkeypatch.setattr(devices, "kind", lambda kind=kind: kind)
+        monkeypatch.setattr(devices, "count", lambda n=n: n)
+        plain = tensorflow and (kind == "CPU" or n == 2)
+        assert devices.jit_compile() == (False if plain else "auto")
+        words = devices.in_words()
+        assert ("fused normalisation" in words) == (tensorflow and (kind, n) == ("CPU", 1))
+        kept = (kind, n) == ("GPU", 1) and not tensorflow
+        assert ("images kept on the GPU" in words) == kept
+
+
+def test_a_gpu_that_is_used_or_absent_is_not_told(graphics_card, monkeypatch):
+    assert "pip install" in devices.unused_gpu()
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "kind", lambda: "GPU")
+        assert devices.unused_gpu() is None
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(devices.Path, "exists", lambda path: False)
+    assert devices.unused_gpu() is None

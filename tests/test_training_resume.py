@@ -3,78 +3,50 @@
 import errno
 import json
 import os
-import shutil
+import re
 import signal
+import time
 
 import keras
 import numpy as np
 import pytest
 from backends import once
+from trainings import assert_same_run, contents, flags, stops_with
 
-import data
 import main
-import runs
-
-
-def flags(npz, directory, **settings):
-    settings = {"depth": 8, "data": npz, "batch_size": 32, "epochs": 3} | settings
-    return [
-        *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items()),
-        f"--output-dir={directory}",
-    ]
-
-
-def state(directory):
-    """Weights and optimizer of final.keras, and the bytes of history.csv."""
-    model = keras.models.load_model(directory / "final.keras")
-    arrays = [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
-    return arrays, (directory / "history.csv").read_bytes()
-
-
-def assert_same_run(a, b):
-    (arrays_a, history_a), (arrays_b, history_b) = state(a), state(b)
-    assert history_a == history_b
-    for x, y in zip(arrays_a, arrays_b, strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def stops_with(code, arguments, capsys):
-    """Runs main.py, which must end with the code; returns the one line that it says why."""
-    with pytest.raises(SystemExit) as end:
-        main.main(arguments)
-    assert end.value.code == code
-    message = capsys.readouterr().err
-    assert message.startswith("main.py: ") and message.count("\n") == 1
-    return message
+from training import callbacks, files, identity
 
 
 def at_step(monkeypatch, epoch, step, action):
     """Has something happen before a step of an epoch, both counted from 1."""
 
-    class WithAction(runs.StopOnNotFinite):
+    class WithAction(callbacks.StopOnNotFinite):
         def on_train_batch_begin(self, batch, logs=None):
             if (self.epoch, batch + 1) == (epoch, step):
                 action()
 
-    monkeypatch.setattr(runs, "StopOnNotFinite", WithAction)
+    monkeypatch.setattr(callbacks, "StopOnNotFinite", WithAction)
 
 
 slow = pytest.mark.slow
 CASES = [
     (1, 8, "", signal.SIGINT),
-    pytest.param(2, 11, "--data-augmentation", signal.SIGTERM, marks=once),
+    pytest.param(
+        *(2, 11, "--data-augmentation --optimizer=sgd --schedule=cosine", signal.SIGTERM),
+        marks=once,
+    ),
+    pytest.param(1, 8, "--fade=1 --fade-steps=2 --optimizer=adamw", signal.SIGTERM, marks=once),
     pytest.param(1, 8, "--data-augmentation", signal.SIGTERM, marks=slow),
     pytest.param(2, 11, "", signal.SIGINT, marks=slow),
 ]
 
 
-@pytest.mark.parametrize("version, depth, augmentation, number", CASES)
+@pytest.mark.parametrize("version, depth, more, number", CASES)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    version, depth, augmentation, number, npz, tmp_path, capsys, monkeypatch
+    version, depth, more, number, npz, tmp_path, capsys, monkeypatch
 ):
     def command(name):
-        some = flags(npz, tmp_path / name, version=version, depth=depth)
-        return [*some, augmentation] if augmentation else some
+        return [*flags(npz, tmp_path / name, version=version, depth=depth), *more.split()]
 
     main.main(command("whole"))
     with monkeypatch.context() as patch:
@@ -86,28 +58,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     main.main(command("stopped"))
     assert "Going on after epoch 1 of 3" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
-
-
-@pytest.fixture(scope="module")
-def run_of_two_epochs(tmp_path_factory):
-    """A finished run, and its data; to be copied before it is changed."""
-    directory = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (64, 32, 32, 3), dtype="uint8"), np.arange(64) % 10
-    np.savez(directory / "small.npz", x_train=x, y_train=y, x_test=x[:16], y_test=y[:16])
-    main.main(flags(directory / "small.npz", directory / "run", epochs=2))
-    return directory
-
-
-@pytest.fixture
-def run(run_of_two_epochs, tmp_path):
-    """A copy of that run: its directory, and the flags that made it."""
-    shutil.copytree(run_of_two_epochs / "run", tmp_path / "run")
-    return tmp_path / "run", flags(run_of_two_epochs / "small.npz", tmp_path / "run", epochs=2)
-
-
-def contents(directory):
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_other_settings_are_refused_and_listed(run, capsys):
@@ -136,6 +86,81 @@ def test_more_epochs_go_on(run, capsys):
     rows = (directory / "history.csv").read_text().splitlines()
     assert rows[:3] == first_rows and len(rows) == 4
     assert json.loads((directory / "config.json").read_text())["settings"]["epochs"] == 3
+
+
+def test_a_run_that_has_ended_is_told_with_its_result(run, capsys):
+    directory, arguments = run
+    before = contents(directory / "checkpoints")
+    main.main([*arguments, "--gradient-histograms"])  # which is no other training
+    said = capsys.readouterr().out
+    ended = re.search(r"^Nothing to train: this run ended on (.+); its result:$", said, re.M)
+    latest = (directory / "checkpoints" / "0002.keras").stat().st_mtime
+    assert ended.group(1) == time.strftime("%Y-%m-%d %H:%M", time.localtime(latest))
+    result = said[ended.end() :]
+    assert "Test accuracy: " in result and f"Written to {directory}" in result
+    assert "Going on" not in said and "Epoch" not in said and "Compiling" not in said
+    assert contents(directory / "checkpoints") == before
+
+
+def test_a_run_goes_on_for_longer_in_the_directory_of_its_settings(npz, monkeypatch, capsys):
+    monkeypatch.chdir(npz.parent)
+    command = ["--depth=8", "--batch-size=64", "--activation=relu", "--data=./small.npz"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, 1, lambda: signal.raise_signal(signal.SIGINT))
+        message = stops_with(130, [*command, "--epochs=2"], capsys)
+    (directory,) = (npz.parent / "runs").iterdir()
+    assert f"the state after epoch 1 is in runs/{directory.name}; " in message.replace("\\", "/")
+    command[-1] = f"--data={npz}"  # by another path
+    main.main([*command, "--epochs=3"])
+    assert "Going on after epoch 1 of 3" in capsys.readouterr().out
+    assert "epochs 3, not 2" in stops_with(2, [*command, "--epochs=2"], capsys)
+    assert list((npz.parent / "runs").iterdir()) == [directory]
+
+
+def test_another_optimizer_is_refused_and_begins_anew_where_that_is_ignored(
+    run, capsys, monkeypatch
+):
+    directory, arguments = run
+    before = contents(directory)
+    arguments.append("--epochs=3")
+    monkeypatch.setattr("training.model.optimizer", lambda settings: keras.optimizers.SGD(0.1))
+    message = stops_with(2, arguments, capsys)
+    assert "a run made before the optimizer changed; " in message and "--ignore-ch" in message
+    assert contents(directory) == before
+    main.main([*arguments, "--ignore-changes"])
+    assert "SGD from 0.1" in capsys.readouterr().out
+    assert json.loads((directory / "config.json").read_text())["optimizer"]["name"] == "SGD"
+    model = keras.models.load_model(directory / "final.keras")
+    assert isinstance(model.optimizer, keras.optimizers.SGD)
+    assert int(model.optimizer.iterations) == 2  # of the third epoch alone
+
+
+def test_other_code_goes_on_where_that_is_ignored(run, capsys, monkeypatch):
+    directory, arguments = run
+    before = contents(directory)
+    now = identity.sources_of(main.Settings) | {"gaaf.py": "another"}
+    monkeypatch.setattr(identity, "sources_of", lambda settings: now)
+    assert "before gaaf.py changed" in stops_with(2, [*arguments, "--epochs=3"], capsys)
+    assert contents(directory) == before
+    main.main([*arguments, "--ignore-changes"])
+    assert json.loads((directory / "config.json").read_text())["sources"] == now
+    main.main(arguments)  # the code is that of the run from now on
+    assert "Nothing to train" in capsys.readouterr().out
+
+
+def test_other_images_in_the_same_file_are_noticed(run, tmp_path, capsys):
+    _, arguments = run
+    (path,) = (x.removeprefix("--data=") for x in arguments if x.startswith("--data="))
+    with np.load(path) as before:
+        arrays = dict(before)
+    moved = tmp_path / "small.npz"
+    np.savez(moved, **arrays)
+    main.main([*arguments, f"--data={moved}"])  # the same in another place
+    assert "Nothing to train" in capsys.readouterr().out
+    arrays["x_test"][0, 0, 0, 0] ^= 1
+    np.savez(moved, **arrays)
+    message = stops_with(2, [*arguments, f"--data={moved}", "--epochs=3"], capsys)
+    assert "a run made before the data changed; " in message
 
 
 def test_overwrite_begins_anew(run, capsys):
@@ -172,7 +197,7 @@ def test_a_damaged_checkpoint_costs_an_epoch(run, run_of_two_epochs, capsys):
 def test_a_second_process_is_refused(run, capsys):
     directory, arguments = run
     before = contents(directory)
-    with runs.locked(directory):
+    with files.locked(directory):
         message = stops_with(2, [*arguments, "--epochs=3"], capsys)
     assert "no other process trains in" in message
     assert contents(directory) == before
@@ -194,12 +219,11 @@ def test_a_full_disk_is_told_and_what_was_there_stays(run, capsys, monkeypatch):
 def test_a_loss_that_is_not_finite_ends_the_run(run, capsys, monkeypatch):
     directory, arguments = run
     before = contents(directory / "checkpoints")
-    monkeypatch.setattr(main, "learning_rate_at", lambda epoch, settings: 1e30)
+    monkeypatch.setattr(callbacks, "learning_rate_at", lambda epoch, settings: 1e30)
     message = stops_with(3, [*arguments, "--epochs=3"], capsys)
     assert "the loss became nan in epoch 3, step 2" in message
     assert "learning rate" in message and "the state after epoch 2 is in" in message
     assert "too deep for GAAF" in message
-    assert "GAAF" not in main.cause(main.Settings(activation="relu"))
     assert contents(directory / "checkpoints") == before
 
 
@@ -207,42 +231,7 @@ def test_ctrl_c_before_the_training_costs_no_traceback(npz, tmp_path, capsys, mo
     def interrupted(source):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "load", interrupted)
+    monkeypatch.setattr("training.data.load", interrupted)
     message = stops_with(130, flags(npz, tmp_path / "run"), capsys)
     assert "before the training began" in message
     assert not (tmp_path / "run").exists()
-
-
-def test_evaluate_takes_a_run_or_a_file(run, capsys):
-    directory, _ = run
-    main.main(["--evaluate", str(directory)])
-    said = capsys.readouterr().out
-    assert said.startswith(f"{directory / 'final.keras'}: 16 test images\nloss ")
-    rows = [line.split() for line in said.splitlines()[3:]]
-    assert [int(row[0]) for row in rows] == list(range(10))
-    assert sum(int(count) for row in rows for count in row[1:11]) == 16
-    assert [sum(map(int, row[1:11])) for row in rows] == [2, 2, 2, 2, 2, 2, 1, 1, 1, 1]
-    (directory / "final.keras").unlink()
-    main.main(["--evaluate", str(directory)])
-    assert "best.keras: 16 test images" in capsys.readouterr().out
-    main.main(["--evaluate", str(directory / "best.keras"), "--data", "digits"])
-    assert "best.keras: 360 test images" in capsys.readouterr().out
-
-
-def test_evaluate_refuses_damaged_and_foreign_files(run, tmp_path, capsys, count):
-    directory, _ = run
-    whole = (directory / "final.keras").read_bytes()
-    shape = (32, 32, 3)
-    code = keras.Sequential([keras.Input(shape), keras.layers.Lambda(lambda x: x[:, 0, :10, 0])])
-    code.save(tmp_path / "code.keras")
-    keras.Sequential([keras.Input((4,)), keras.layers.Dense(10)]).save(tmp_path / "other.keras")
-    capsys.readouterr()
-    damaged = {"empty": b"", "text": b"no model", "half": whole[: len(whole) // 2]}
-    for name, content in damaged.items():
-        (tmp_path / f"{name}.keras").write_bytes(content)
-    for name in (*damaged, "code", "other"):
-        message = stops_with(2, ["--evaluate", str(tmp_path / f"{name}.keras")], capsys)
-        assert f"{name}.keras" in message
-        count("bad inputs refused")
-    (directory / "config.json").unlink()
-    assert "give --data" in stops_with(2, ["--evaluate", str(directory)], capsys)

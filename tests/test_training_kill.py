@@ -10,7 +10,7 @@ import time
 
 import pytest
 from processes import ROOT
-from test_resume import assert_same_run, flags
+from trainings import assert_same_run, flags
 
 pytestmark = pytest.mark.slow
 KILLS = 30

@@ -1,0 +1,187 @@
+"""What happens while `fit` trains: signals, a NaN loss, TensorBoard, and what is told meanwhile."""
+
+import signal
+import threading
+
+import keras
+import pytest
+
+import main
+from training import Mistake, callbacks
+from training.endings import Interrupted, NotFinite, cause
+from training.tensorboard import TensorBoard
+
+
+def test_signals_are_caught_once_and_given_back():
+    before = signal.getsignal(signal.SIGINT)
+    with callbacks.StopOnSignal() as stop:
+        stop.on_train_batch_begin(0)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted, match="SIGINT"):
+            stop.on_train_batch_begin(1)
+        with pytest.raises(Interrupted):
+            stop.on_test_batch_begin(0)
+        # The second one is the system's: it ends the process at once, in C++ code as well.
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    "error, line", [(Interrupted(signal.SIGINT), "\n"), (NotFinite(), "\n"), (Mistake(), "")]
+)
+def test_the_line_of_the_progress_bar_is_ended_on_a_terminal(error, line, monkeypatch, capsys):
+    for terminal in (True, False):
+        monkeypatch.setattr(callbacks.sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        with pytest.raises(type(error)), callbacks.StopOnSignal():
+            raise error
+        assert capsys.readouterr().out == (line if terminal else "")
+
+
+def test_without_signals_in_a_thread_it_trains_too():
+    ended = []
+
+    def listen():
+        with callbacks.StopOnSignal() as stop:
+            stop.on_train_batch_begin(0)
+            ended.append(True)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert ended == [True]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_is_told_with_its_place(loss):
+    stop = callbacks.StopOnNotFinite()
+    stop.on_epoch_begin(4)
+    stop.on_train_batch_end(6, {"loss": 1e30})
+    with pytest.raises(NotFinite, match="in epoch 5, step 8"):
+        stop.on_train_batch_end(7, {"loss": loss})
+
+
+@pytest.mark.parametrize(
+    "settings, first, others",
+    [
+        ({"activation": "relu"}, "the learning rate, 0.001, is too high", []),
+        (
+            {"depth": 164},
+            "the network of depth 164 is too deep",
+            ["--shift -4 or --activation relu"],
+        ),
+        ({"depth": 1001, "version": 2, "activation": "GAAF_tanh"}, "the network of depth 1001", []),
+        (
+            {"depth": 164, "learning_rate": 1.0},
+            "the network of depth 164",
+            ["the learning rate, 1,"],
+        ),
+        ({"learning_rate": 1.0}, "the learning rate, 1, is too high", ["depth 20 is too deep"]),
+        ({"optimizer": "sgd", "depth": 56}, "the learning rate, 0.1, is too high", ["depth 56"]),
+    ],
+)
+def test_the_most_likely_cause_is_told_first(settings, first, others):
+    words = cause(main.Settings(**settings))
+    assert words.startswith(f"most likely {first}")
+    for other in others:
+        assert other in words
+    if not others:
+        assert "learning rate" in first or "learning rate" not in words
+    assert ("too deep for GAAF" in words) == settings.get("activation", "GAAF").startswith("GAAF")
+
+
+def test_a_way_out_is_one_that_counts():
+    for settings, counts in (
+        ({}, True),
+        ({"activation": "GAAF_tanh"}, False),
+        ({"activation": "GAAF_tanh", "shape": "sigmoid"}, True),
+        ({"shape": "gaussian"}, False),
+        ({"activation": "relu"}, False),
+    ):
+        words = cause(main.Settings(depth=164, **settings))
+        assert ("--shift" in words) == counts
+        plain = settings.get("activation", "GAAF_relu").removeprefix("GAAF_")
+        assert (f"--activation {plain}" in words) == (settings.get("activation") != "relu")
+
+
+def test_the_time_that_is_left_is_that_of_the_whole_run(monkeypatch, capsys):
+    clock = iter([100.0, 110.0, 117.0, 3700.0, 3700.0, 7300.0, 7300.0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    progress = callbacks.Progress(epochs=4)
+    progress.on_train_begin()
+    progress.on_epoch_begin(0)
+    progress.on_train_batch_begin(0)
+    progress.on_train_batch_end(0)
+    progress.on_train_batch_begin(1)
+    progress.on_train_batch_end(1)
+    progress.on_epoch_begin(1)
+    progress.on_epoch_begin(3)
+    assert capsys.readouterr().out.splitlines() == [
+        "Compiling the training step … 7 s",
+        "Time left for the whole run: about 3 h 0 min",
+        "Time left for the whole run: about 1 h 0 min",
+    ]
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_a_plateau_is_no_schedule_beside_another(schedule):
+    plateau = [keras.callbacks.ReduceLROnPlateau()]
+    settings = main.Settings(schedule=schedule)
+    callbacks.require_compatible(settings, [keras.callbacks.EarlyStopping()])
+    if schedule == "constant":
+        callbacks.require_compatible(settings, plateau)
+    else:
+        with pytest.raises(
+            Mistake, match=r"^schedule: allowed with ReduceLROnPlateau is 'constant'"
+        ):
+            callbacks.require_compatible(settings, plateau)
+
+
+def events(folder):
+    """The events in the TensorBoard files of a folder."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(folder.glob("*")):
+        data = path.read_bytes()
+        while data:  # each record: its length, 4 bytes of checksum, the event, 4 more
+            length = int.from_bytes(data[:8], "little")
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def scalars(folder):
+    """{(epoch, tag): value} in the TensorBoard files of a folder."""
+    return {
+        (event.step, value.tag): pytest.approx(value.simple_value)
+        for event in events(folder)
+        for value in event.summary.value
+    }
+
+
+def test_tensorboard_has_the_whole_history_in_each_phase_and_after_a_stop(tmp_path):
+    rows = [{"epoch": 1, "learning_rate": 0.1, "loss": 2.0, "val_loss": 3.0, "mse": 0.5}]
+    for epochs in (2, 3):  # two processes
+        logs = TensorBoard(tmp_path, rows)
+        logs.on_train_begin()
+        rows.append({"epoch": epochs, "learning_rate": 0.1, "loss": 1.0, "val_loss": 2.0})
+        logs.on_epoch_end(epochs - 1)
+        logs.on_train_begin()  # of the next phase
+    assert len(list(tmp_path.iterdir())) == 1
+    seen = scalars(tmp_path)
+    assert len(list(events(tmp_path))) == 1 + len(seen) == 1 + 5 + 3 + 3 - 1  # and a head
+    assert seen[1, "learning_rate"] == 0.1 and seen[1, "mse/train"] == 0.5
+    assert (seen[3, "loss/train"], seen[3, "loss/test"]) == (1.0, 2.0)
+
+
+def test_gradient_histograms_are_those_of_the_activations(npz, tmp_path):
+    flags = ["--depth=8", f"--data={npz}", "--shape=none", f"--output-dir={tmp_path / 'run'}"]
+    main.main([*flags, "--epochs=1", "--gradient-histograms"])
+    main.main([*flags, "--epochs=2", "--gradient-histograms"])  # goes on, and loses none
+    seen = list(events(tmp_path / "run" / "tensorboard" / "gradients"))
+    values = [(event.step, value) for event in seen for value in event.summary.value]
+    assert [step for step, _ in values] == [1] * 7 + [2] * 7
+    for _, value in values:
+        assert value.tag.startswith("gradient/") and "_act" in value.tag
+        # φ′ + s is 0 + 1 or 1 + 1; 16 images, of which every value counts.
+        assert (value.histo.min, value.histo.max) == (1, 2)
+        assert value.histo.num % 16 == 0
+    assert next(iter(values))[1].histo.num == 16 * 32 * 32 * 16

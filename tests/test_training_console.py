@@ -1,0 +1,171 @@
+"""What stands on the terminal: in any encoding, at any width, through any pipe."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from backends import once
+from processes import ROOT, on_a_terminal, python
+
+from resnet_v1 import resnet_v1
+from training import console
+from training.console import own_process  # which the tests replace
+
+unix = pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudoterminals")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_lines_break_between_words(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    words = "network       " + "a-word-of-26-letters-or-so " * 8 + "/a/path" * 30
+    terminal = Terminal()
+    console.say(f"{words}\nshort", indent=14, file=terminal)
+    first, *others = terminal.getvalue().splitlines()
+    assert first.startswith("network       a-word") and others.pop() == "short"
+    assert all(line.startswith(" " * 14) for line in others)
+    for line in (first, *others):
+        assert len(line) < max(columns, 41) or len(line.split()) == 1
+    assert " ".join([first, *others]).split() == words.split()
+
+
+def test_what_is_no_terminal_gets_whole_lines(capsys):
+    console.say("word " * 100)
+    assert capsys.readouterr().out == "word " * 100 + "\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "cp932", "ascii"])
+def test_what_an_encoding_lacks_is_replaced(encoding, monkeypatch):
+    monkeypatch.setattr(console, "_is_program", False)
+    for name in ("stdout", "stderr"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+        monkeypatch.setattr(sys, name, stream)
+    own_process()
+    print("K → ∞ × … –", flush=True)
+    console.say("φ′ — é", file=sys.stderr)
+    seen = sys.stdout.buffer.getvalue(), sys.stderr.buffer.getvalue()
+    assert all(b"?" in text and text.endswith(b"\n") for text in seen)
+    done = python(str(ROOT / "main.py"), "--help", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search("\\(K [→?] [∞?], only gradients change\\)", " ".join(done.stdout.split()))
+
+
+def test_only_an_error_is_shown_of_what_libraries_write(capfd):
+    with console._held_back():
+        os.write(2, b"a note")
+    os.write(2, b"a message")
+    assert capfd.readouterr().err == "a message"
+    with pytest.raises(ImportError), console._held_back():
+        os.write(2, b"the reason")
+        raise ImportError
+    assert capfd.readouterr().err == "the reason"
+
+
+def small_run(npz, **settings):
+    settings = {"depth": 8, "epochs": 1, "batch_size": 16, "data": npz} | settings
+    return [str(ROOT / "main.py"), *(f"--{k.replace('_', '-')}={v}" for k, v in settings.items())]
+
+
+def own_lines(said):
+    """The lines on the terminal, without those of Keras' progress bar."""
+    lines = said.replace("\r\n", "\n").split("\n")
+    return [line for line in lines if not re.search(r"[\r\b\x1b]|/step|^Epoch", line)]
+
+
+def require_whole_words(said, *phrases):
+    for line in own_lines(said):
+        assert len(line) < 80 or len(line.split()) == 1, line
+    text = " ".join(said.split())
+    for phrase in phrases:
+        assert phrase in text, said
+
+
+@once
+@unix
+def test_a_nan_loss_on_a_terminal(npz, tmp_path):
+    (tmp_path / "home").mkdir()
+    as_keras_may_have_it = {"image_data_format": "channels_first", "floatx": "float32"}
+    (tmp_path / "home" / "keras.json").write_text(json.dumps(as_keras_may_have_it))
+    directory = tmp_path / "a directory of several words, in which this run is to be kept"
+    run = small_run(npz, learning_rate=1e30, output_dir=directory)
+    environment = {"PYTHONIOENCODING": "cp932", "KERAS_HOME": str(tmp_path / "home")}
+    code, said = on_a_terminal(*run, cwd=tmp_path, **environment)
+    assert code == 3, said
+    assert re.search(r"^main\.py: error: the loss became (nan|inf) in epoch 1, step \d", said, re.M)
+    require_whole_words(
+        said,
+        "1 epochs, batch size 16, Adam from 1e+30, schedule step, float32",
+        "most likely the learning rate, 1e+30, is too high or the network of depth 8 is too deep",
+        "no epoch was completed",
+    )
+    assert f"{resnet_v1((32, 32, 3), 8).count_params():,} parameters" in said  # channels last
+    assert "oneDNN" not in said and "Traceback" not in said
+
+
+@once
+@unix
+def test_ctrl_c_on_a_terminal(npz, tmp_path):
+    run = small_run(npz, epochs=500, activation="GAAF_elu", shape="gaussian")
+    began = "Time left for the whole run"
+    code, said = on_a_terminal(*run, interrupt_at=began, cwd=tmp_path, PYTHONIOENCODING="cp437")
+    assert code == 130, said
+    assert re.search(r"^main\.py: stopped by SIGINT; the state after epoch \d+ is in", said, re.M)
+    require_whole_words(
+        said, "to go on, run the same command again", "activation GAAF_elu, frequency"
+    )
+    (row,) = (line for line in own_lines(said) if line.startswith("activation"))
+    assert "shift" not in row and "slope" not in row  # of which a gaussian has none
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert directory.name in said
+    epoch = int(re.search(r"the state after epoch (\d+)", " ".join(said.split()))[1])
+    assert (directory / "checkpoints" / f"{epoch:04}.keras").exists()
+
+
+@once
+@pytest.mark.parametrize("flags", ["--help", ""])
+def test_a_pipe_that_is_closed_ends_it_quietly(flags, npz, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, *small_run(npz), *flags.split()],
+        cwd=tmp_path,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        code = process.wait(200)
+    assert code in (0, 141) if flags else code == 141
+    for word in ("Traceback", "Exception", "BrokenPipe", "main.py"):
+        assert word not in said, said
+
+
+@once
+def test_a_jax_user_needs_no_tensorflow(npz, tmp_path):
+    """It is never looked for either: that would take seconds where it is installed."""
+    pytest.importorskip("jax")
+    marker = tmp_path / "imported"
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    code = f"open({str(marker)!r}, 'w').close()\nraise ImportError('no TensorFlow')"
+    (absent / "tensorflow.py").write_text(code)
+    done = python(
+        *small_run(npz, output_dir=tmp_path / "run"),
+        cwd=tmp_path,
+        KERAS_BACKEND="jax",
+        PYTHONPATH=str(absent),
+        PYTHONIOENCODING="ascii",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "final.keras").exists() and not marker.exists()
+    assert "Compiling the training step ? " in done.stdout and "Test accuracy: " in done.stdout

@@ -1,0 +1,75 @@
+"""The files of a run: whole or not there, never another process', and CSV in and out."""
+
+import errno
+
+import pytest
+
+from training import Mistake, files
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(files.CannotWrite, match="disk full") as caught:
+        files.replace_file(path, fail)
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+    files.replace_file(path, lambda temporary: temporary.write_text("after"))
+    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    refused = pytest.raises(files.InUse, match=r"^output_dir: allowed is .*; received ")
+    with files.locked(tmp_path), refused, files.locked(tmp_path):
+        pass
+    with files.locked(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused = pytest.raises(Mistake, match=r"^output_dir: the directory cannot be made: ")
+    with refused, files.locked(tmp_path / "file" / "run"):
+        pass
+
+
+def test_remove_run_leaves_other_files(tmp_path):
+    for name in files.FILES:
+        (tmp_path / name).write_text("x")
+    for name in files.FOLDERS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inside").write_text("x")
+    assert files.written(tmp_path) == sorted(files.FILES + files.FOLDERS)
+    (tmp_path / "notes.txt").write_text("mine")
+    files.remove_run(tmp_path)
+    files.remove_run(tmp_path)  # where there is none
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_the_system_refuses_is_told_with_the_path(tmp_path):
+    with pytest.raises(files.CannotWrite) as caught, files.writing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (caught.value.filename, caught.value.errno) == (str(tmp_path / "a"), errno.ENOSPC)
+    with pytest.raises(files.CannotWrite, match="only words"), files.writing(tmp_path / "a"):
+        raise OSError("only words")
+
+
+def test_a_history_is_read_as_it_was_written(tmp_path):
+    rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 1e-7, "mse": 0.25}]
+    files.write_csv(tmp_path / "history.csv", rows)
+    first, second = files.read_history(tmp_path / "history.csv")
+    assert second == rows[1]
+    assert (first["epoch"], first["loss"]) == (1, 0.5) and first["mse"] != first["mse"]
+    assert files.read_history(tmp_path / "absent.csv") == []
+
+
+@pytest.mark.parametrize("columns", [("loss",), ("loss", "val_loss", "accuracy", "val_accuracy")])
+def test_curves_are_drawn_of_what_there_is(columns, tmp_path):
+    rows = [{"epoch": i} | dict.fromkeys(columns, 1 / i) for i in (1, 2)]
+    files.plot_curves(tmp_path / "curves.png", "relu", rows)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,131 @@
+"""The faster way to normalise computes what plain Keras computes."""
+
+import keras
+import numpy as np
+import pytest
+from backends import BACKEND, once
+
+import main
+from training import devices, normalization
+from training.data import Data
+from training.model import build, make_variables, optimizer
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (48, 32, 32, 3), dtype="uint8")
+Y = (np.arange(48) % 10).astype("int32")
+
+
+def model_of(fast, monkeypatch, **settings):
+    """The model of `main.py`, or the same with Keras' own normalisation."""
+    keras.utils.set_random_seed(0)
+    settings = main.Settings(**{"depth": 8, "activation": "GAAF_relu", **settings})
+    with monkeypatch.context() as patch:
+        if not fast:
+            patch.setattr(normalization, "speed_up", lambda network: None)
+        model = build(settings, Data(X, Y, X, Y))
+    model.compile(
+        optimizer(settings),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=devices.jit_compile(),
+    )
+    make_variables(model)
+    return model
+
+
+def normalizations(model):
+    return [x for x in model.layers[-1].layers if isinstance(x, keras.layers.BatchNormalization)]
+
+
+@once
+@pytest.mark.parametrize("version, depth", [(1, 8), (2, 11)])
+def test_training_is_that_of_plain_keras(version, depth, monkeypatch):
+    ours, plain = (
+        model_of(fast, monkeypatch, version=version, depth=depth, learning_rate=1e-5)
+        for fast in (True, False)
+    )
+    for step in range(3):
+        a = ours.train_on_batch(X[:16], Y[:16], return_dict=True)
+        b = plain.train_on_batch(X[:16], Y[:16], return_dict=True)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)  # with all L2 penalties
+        assert a["accuracy"] == b["accuracy"]
+        if step:
+            continue
+        # Adam's momentums are the gradients now, and the moving averages are a step old.
+        for x, y in zip(ours.optimizer.variables, plain.optimizer.variables, strict=True):
+            if "momentum" in x.path:
+                # Rounding takes a few inputs of the activations over the step in φ′; and the
+                # gradient of a bias before a normalisation is nothing but rounding.
+                difference = np.linalg.norm(x.numpy() - y.numpy())
+                assert difference < 0.01 * np.linalg.norm(y.numpy()) + 1e-4, x.path
+        for x, y in zip(ours.non_trainable_weights, plain.non_trainable_weights, strict=True):
+            # n/(n-1) in the moving variances: of 16 images of 8×8 or more pixels.
+            tolerance = 1e-3 if "moving_variance" in x.path else 1e-4
+            np.testing.assert_allclose(x.numpy(), y.numpy(), rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's operation")
+def test_the_operation_is_used_where_it_does_what_keras_does(monkeypatch):
+    def calls(model):
+        return {getattr(x.call, "__func__", x.call).__name__ for x in normalizations(model)}
+
+    assert calls(model_of(True, monkeypatch)) == {"_fused"}
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "count", lambda: 2)
+        assert calls(model_of(True, patch)) == {"_over_all_devices"}
+    fused = normalization._fused
+
+    def different(layer, inputs, training=None, mask=None):
+        return fused(layer, inputs, training) * 1.01
+
+    def failing(layer, inputs, training=None, mask=None):
+        raise AttributeError("Keras has changed")
+
+    for other in (different, failing):
+        with monkeypatch.context() as patch:
+            patch.setattr(normalization, "_fused", other)
+            assert calls(model_of(True, patch)) == {"call"}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's functions")
+def test_the_step_is_traced_once(monkeypatch):
+    """Also with a last batch that is smaller, and with the tests after each epoch."""
+    model = model_of(True, monkeypatch, batch_size=20)
+    traced = []
+    network = model.layers[-1]
+    call = network.call
+
+    def counting(inputs, training=None, mask=None):
+        traced.append(training)
+        return call(inputs, training=training, mask=mask)
+
+    network.call = counting
+    given = devices.feed(main.Settings(batch_size=20), Data(X, Y, X, Y))
+    model.fit(**given, epochs=2, verbose=0)
+    assert int(model.optimizer.iterations) == 6
+    assert traced.count(True) == 1 and len(traced) <= 2
+
+
+def test_a_saved_model_predicts_what_the_accelerated_one_does(monkeypatch, tmp_path):
+    model = model_of(True, monkeypatch, version=2, depth=11)
+    model.train_on_batch(X[:16], Y[:16])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        loaded.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-4, atol=1e-6
+    )
+    assert loaded.train_on_batch(X[:16], Y[:16], return_dict=True)["loss"] == pytest.approx(
+        model.train_on_batch(X[:16], Y[:16], return_dict=True)["loss"], rel=1e-4
+    )
+
+
+def test_a_saved_or_copied_model_is_plain_keras(monkeypatch, tmp_path):
+    model = model_of(True, monkeypatch)
+    model.save(tmp_path / "model.keras")
+    for copy in (
+        keras.models.load_model(tmp_path / "model.keras"),
+        keras.models.clone_model(model),
+    ):
+        for layer in normalizations(copy):
+            assert type(layer).call is keras.layers.BatchNormalization.call
+            assert "call" not in vars(layer) and not layer.synchronized

@@ -1,0 +1,159 @@
+"""The settings as flags, with their comments as help, and their checks: no Keras is needed."""
+
+import dataclasses
+
+import pytest
+
+import gaaf
+import main
+from training import Mistake, settings
+from training.settings import check, comments_of, parse
+
+
+def parsed(*arguments):
+    return parse(main.Settings, main.__doc__, arguments)
+
+
+def test_every_setting_is_a_flag(npz):
+    wanted = main.Settings(
+        version=2,
+        depth=56,
+        activation="GAAF_tanh",
+        shift=-0.5,
+        slope=5.0,
+        frequency=100.0,
+        wave="none",
+        shape="gaussian",
+        fade=0.5,
+        fade_steps=2,
+        data="digits",
+        data_augmentation=True,
+        subtract_pixel_mean=False,
+        batch_size=32,
+        epochs=3,
+        optimizer="adamw",
+        learning_rate=0.01,
+        schedule="cosine",
+        weight_decay=5e-4,
+        precision="mixed_bfloat16",
+        seed=7,
+        gradient_histograms=True,
+        output_dir="somewhere",
+        overwrite=True,
+        ignore_changes=True,
+    )
+    arguments = []
+    for name, value in dataclasses.asdict(wanted).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", str(value)]
+        assert value != getattr(main.Settings(), name)
+    assert parsed(*arguments) == (wanted, None)
+    assert parsed() == (main.Settings(), None)
+    assert parsed("--learning-rate=auto")[0] == main.Settings()
+    assert check(wanted) == wanted
+
+
+def test_what_is_to_be_evaluated():
+    assert parsed("--evaluate", "runs/a")[1] == ("runs/a", None)
+    assert parsed("--evaluate=runs/a", "--data=digits")[1] == ("runs/a", "digits")
+
+
+def test_defaults():
+    settings = main.Settings()
+    assert (settings.batch_size, settings.epochs) == (128, 200)
+    assert (settings.optimizer, settings.learning_rate) == ("adam", "auto")
+    assert (settings.schedule, settings.weight_decay) == ("step", 1e-4)
+    assert (settings.data, settings.data_augmentation) == ("cifar10", False)
+    assert settings.subtract_pixel_mean
+    assert (settings.activation, settings.shift) == ("GAAF_relu", gaaf.GAAF("relu").shift)
+
+
+def test_the_comments_are_the_help(capsys):
+    comments = comments_of(main.Settings)
+    assert list(comments) == [field.name for field in dataclasses.fields(main.Settings)]
+    with pytest.raises(SystemExit) as end:
+        parsed("--help")
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, comment in comments.items():
+        assert f"--{name.replace('_', '-')}" in shown and comment[:30] in shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited:
+    """Settings as somebody may have left them."""
+
+    plain: int = 1
+    text: str = "a = b"  # has 5 % of % signs
+    number: float | str = 0.5  # of two types
+    switch: bool = False
+    hash: str = "#"
+
+
+def test_a_setting_needs_no_comment(capsys):
+    assert comments_of(Edited) == {"text": "has 5 % of % signs", "number": "of two types"}
+    with pytest.raises(SystemExit) as end:
+        parse(Edited, "", ["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for line in ("--plain INT", "--switch, --no-switch", "has 5 % of % signs (default: a = b)"):
+        assert line in shown
+    assert parse(Edited, "", ["--plain=2", "--number=1", "--switch"])[0] == Edited(
+        2, "a = b", 1.0, True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(main.Settings):
+    smoothing: float = 0.0  # of the labels
+    depth: int = 56
+
+
+def test_settings_of_ones_own_have_those_of_main_and_more():
+    assert comments_of(Mine)["smoothing"] == "of the labels"
+    assert comments_of(Mine)["depth"] == comments_of(main.Settings)["depth"]
+    made, _ = parse(Mine, "", ["--smoothing=0.1", "--seed=3"])
+    assert (made.smoothing, made.seed, made.depth) == (0.1, 3, 56)
+    assert check(dataclasses.replace(made, data="digits")).smoothing == 0.1
+
+
+def test_settings_of_a_wrong_type_are_refused_from_python_too():
+    for wrong in (
+        main.Settings(depth="20"),
+        main.Settings(shift=None),
+        main.Settings(data_augmentation=1),
+        main.Settings(batch_size=True),
+        main.Settings(learning_rate="0.1"),
+        main.Settings(learning_rate=True),
+        main.Settings(data=None),
+        main.Settings(activation=gaaf.GAAF_relu),
+    ):
+        with pytest.raises(Mistake, match=r"^\w+: allowed is .*; received "):
+            check(wrong)
+    check(main.Settings(shift=2, learning_rate=1))  # an integer is a number
+
+
+def test_every_choice_and_limit_is_of_a_setting():
+    names = {field.name for field in dataclasses.fields(main.Settings)}
+    assert set(settings.CHOICES) | set(settings.LIMITS) | set(settings.WORDS) <= names
+    for name, choices in settings.CHOICES.items():
+        assert getattr(main.Settings(), name) in choices
+        words = comments_of(main.Settings)[name]
+        assert all(str(choice) in words for choice in choices), name
+    for name, (least, most) in settings.LIMITS.items():
+        for allowed in (least, most):
+            kind = type(getattr(main.Settings(), name))
+            value = allowed if kind in (int, str) else kind(allowed)
+            check(dataclasses.replace(main.Settings(), **{name: value}))
+
+
+def test_home_is_found(monkeypatch, tmp_path):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    made = check(main.Settings(output_dir="~/run"))
+    assert made.output_dir == f"{tmp_path}/run"
+    assert check(made) == made
+    check(main.Settings(output_dir="~nobody-of-that-name/run"))  # a directory of that name
