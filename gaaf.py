@@ -379,7 +379,13 @@ class GAAF(keras.Operation):
 
 @keras.saving.register_keras_serializable("gaaf")
 def GAAF_relu(
-    x: Tensor, shift=-1.0, slope=1.0, frequency=10_000, wave="floor", shape="sigmoid", gain=1.0
+    x: Tensor,
+    shift: float = -1.0,
+    slope: float = 1.0,
+    frequency: float = 10_000,
+    wave: str | None = "floor",
+    shape: str | Callable | None = "sigmoid",
+    gain: float | str = 1.0,
 ) -> Tensor:
     """Gradient-accelerated ReLU, max(x, 0) + g(x)·sigmoid(slope·(x + shift)).
 
@@ -403,7 +409,13 @@ def GAAF_relu(
 
 
 @keras.saving.register_keras_serializable("gaaf")
-def GAAF_tanh(x: Tensor, frequency=10_000, wave="floor", shape="gaussian", gain=1.0) -> Tensor:
+def GAAF_tanh(
+    x: Tensor,
+    frequency: float = 10_000,
+    wave: str | None = "floor",
+    shape: str | Callable | None = "gaussian",
+    gain: float | str = 1.0,
+) -> Tensor:
     """Gradient-accelerated tanh, tanh(x) + g(x)·exp(−x²/3).
 
     Its gradient is gain·(1 − tanh²(x) + exp(−x²/3)). As `activation=`, it is as `GAAF_relu` is.

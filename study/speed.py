@@ -9,6 +9,7 @@ from there.
 """
 
 import argparse
+import functools
 import os
 import platform
 import statistics
@@ -66,7 +67,7 @@ def network_of(name, precision, data):
 
 
 def in_turn(functions, calls):
-    """{name: seconds a call, one value a round} of {name: function that returns when it is done}."""
+    """{name: seconds a call, one a round} of {name: function that returns when it is done}."""
     seconds = {name: [] for name in functions}
     for r in range(-1, ROUNDS):  # the first is not counted
         for name, function in functions.items():
@@ -89,13 +90,8 @@ def figures(precision):
         ("training step", "train_on_batch", (x, y), 4),
         ("inference", "predict_on_batch", (x,), 8),
     ):
-        seconds = in_turn(
-            {
-                name: lambda call=getattr(network, method): call(*arguments)  # noqa: B023
-                for name, network in networks.items()
-            },
-            calls,
-        )
+        bound = {name: getattr(network, method) for name, network in networks.items()}
+        seconds = in_turn({k: functools.partial(f, *arguments) for k, f in bound.items()}, calls)
         for name, (_, base) in ROWS.items():
             if name == base:
                 images = BATCH / statistics.median(seconds[name])

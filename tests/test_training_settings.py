@@ -24,6 +24,7 @@ def test_every_setting_is_a_flag(npz):
         frequency=100.0,
         wave="none",
         shape="gaussian",
+        gain=0.5,
         fade=0.5,
         fade_steps=2,
         data="digits",

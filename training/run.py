@@ -3,7 +3,7 @@
 import contextlib
 import sys
 
-from training import devices, report
+from training import deep, devices, report
 from training.callbacks import StopOnSignal, WholeHistory, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_config
@@ -64,6 +64,7 @@ class Run:
         smaller from then on: Adam, remembering their squares, would hardly move for many epochs.
         """
         make_variables(model)
+        deep.shrink_graph(model)
         if self.model:
             model.set_weights(self.model.get_weights())
         else:
