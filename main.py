@@ -97,7 +97,7 @@ def train(
         for first_epoch, end, strength in run.phases():  # one, unless the acceleration fades
             model = build(settings, data, strength)
             model.compile(
-                optimizer=optimizer(settings),
+                optimizer=optimizer(settings, model),
                 loss="sparse_categorical_crossentropy",
                 metrics=["accuracy"],
                 jit_compile=devices.jit_compile(),

@@ -178,7 +178,7 @@ def test_the_optimizers():
 def test_adamw_decays_the_kernels_of_the_convolutions_alone():
     model = built(optimizer="adamw")
     before = [to_numpy(v) for v in model.trainable_variables]
-    adamw = optimizer(main.Settings(optimizer="adamw"))
+    adamw = optimizer(main.Settings(optimizer="adamw"), model)
     zero = [keras.ops.zeros(v.shape) for v in model.trainable_variables]
     adamw.apply(zero, model.trainable_variables)  # what is left is the decay
     decayed = {id(layer.kernel) for layer in kernels(model)}

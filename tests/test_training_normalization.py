@@ -24,7 +24,7 @@ def model_of(fast, monkeypatch, **settings):
             patch.setattr(normalization, "speed_up", lambda network: None)
         model = build(settings, Data(X, Y, X, Y))
     model.compile(
-        optimizer(settings),
+        optimizer(settings, model),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=devices.jit_compile(),

@@ -123,7 +123,7 @@ def test_another_optimizer_is_refused_and_begins_anew_where_that_is_ignored(
     directory, arguments = run
     before = contents(directory)
     arguments.append("--epochs=3")
-    monkeypatch.setattr("training.model.optimizer", lambda settings: keras.optimizers.SGD(0.1))
+    monkeypatch.setattr("training.model.optimizer", lambda *_: keras.optimizers.SGD(0.1))
     message = stops_with(2, arguments, capsys)
     assert "a run made before the optimizer changed; " in message and "--ignore-ch" in message
     assert contents(directory) == before

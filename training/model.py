@@ -140,8 +140,8 @@ def dtype_policy(name):
         keras.config.set_dtype_policy(before)
 
 
-def optimizer(settings):
-    """Returns the optimizer of the settings."""
+def optimizer(settings, model=None):
+    """Returns the optimizer of the settings; adamw decays the convolutions of the model alone."""
     rate = learning_rate(settings)
     if settings.optimizer == "sgd":
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
@@ -150,7 +150,9 @@ def optimizer(settings):
     # A step of SGD at its rate of 0.1 shrinks a weight by 0.1 · 2 · weight_decay, from the penalty
     # in the loss; this one is to begin with the same, for the same weights.
     adamw = keras.optimizers.AdamW(rate, 2 * settings.weight_decay * RATES["sgd"] / rate)
-    adamw.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "classifier"])
+    if model:  # Copies on other devices have the name alone; that is "kernel" but on TensorFlow.
+        others = [v for v in model.trainable_variables if len(v.shape) != 4]
+        adamw.exclude_from_weight_decay(others, ["bias", "gamma", "beta", "classifier"])
     return adamw
 
 
