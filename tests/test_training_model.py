@@ -1,5 +1,8 @@
 """The model to train, its optimizer, and what changes of them from epoch to epoch."""
 
+import json
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -7,12 +10,15 @@ from backends import to_numpy
 
 import gaaf
 import main
+from study import why
 from training import Mistake
 from training.data import Data
 from training.identity import config_of
 from training.model import (
     activation_of,
     build,
+    gain_of,
+    growth,
     learning_rate,
     learning_rate_at,
     optimizer,
@@ -252,3 +258,47 @@ def test_a_faded_network_is_the_plain_one():
     plain = built(activation="relu")
     np.testing.assert_array_equal(faded.predict(X, verbose=0), plain.predict(X, verbose=0))
     assert isinstance(faded.layers[-1].get_layer("stem_act").activation, gaaf.GAAF)
+
+
+@pytest.mark.parametrize(
+    "settings, gain",
+    [
+        ({}, 1.0),
+        ({"depth": 56}, 1.0),
+        ({"depth": 110}, "peak"),
+        ({"depth": 1001}, "peak"),
+        ({"version": 2, "depth": 164}, 1.0),
+        ({"version": 2, "depth": 1001}, "peak"),
+        ({"depth": 56, "slope": 5.0, "shift": 0.5}, "peak"),
+        ({"optimizer": "sgd"}, "peak"),
+        ({"optimizer": "adamw"}, 1.0),
+        ({"depth": 44, "precision": "mixed_float16"}, "peak"),
+        ({"depth": 164, "gain": 1.0}, 1.0),
+        ({"gain": "peak"}, "peak"),
+        ({"gain": 0.7}, 0.7),
+    ],
+)
+def test_the_gain_is_1_where_the_network_carries_it(settings, gain):
+    settings = main.Settings(**settings)
+    chosen, why = gain_of(settings)
+    assert chosen == gain == activation_of(settings).gain
+    assert ("2^" in why) == (settings.gain == "auto")
+
+
+def test_growth_is_what_was_measured():
+    """Within a factor of 2^6 over a range of 2^120, with what study/why.py has found."""
+    stem = json.loads(why.RESULTS.read_text(encoding="utf-8"))["stem"]
+    for version in (1, 2):
+        for name in ("GAAF_relu", "paper", "bsilu"):
+            plain, found = stem[f"relu, v{version}"], stem[f"{name}, v{version}"]
+            for depth in found:
+                given = main.Settings(version=version, depth=int(depth), **why.BY_DEPTH[name])
+                measured = math.log2(found[depth] / plain[depth])
+                assert growth(given) == pytest.approx(measured, abs=6), (name, given)
+
+
+def test_growth_falls_with_the_gain():
+    settings = main.Settings(depth=56)
+    assert growth(settings, 0.5) == pytest.approx(growth(settings) - 55)
+    deep = main.Settings(version=2, depth=56)
+    assert growth(deep, 0.5) < growth(deep)

@@ -6,8 +6,6 @@ from training import Mistake
 from training.files import CannotWrite
 from training.identity import directory_of
 
-DEEPEST = 110  # layers, of the networks that train with GAAF at the usual learning rate
-
 
 class NotFinite(Exception):
     """The loss has become NaN or infinite."""
@@ -44,23 +42,20 @@ def ending_of(error, settings):
 
 def cause(settings):
     """What most likely made the loss NaN or infinite, first the likelier, and the ways out."""
-    from training.model import RATES, learning_rate
+    from training.model import RATES, carried, gain_of, growth, learning_rate
 
-    rate = learning_rate(settings)
-    causes = [f"the learning rate, {rate:g}, is too high"]
+    causes, rate = [], learning_rate(settings)
     plain = settings.activation.removeprefix("GAAF_")
-    if plain != settings.activation:
-        sigmoid = settings.shape == "sigmoid" or (settings.shape, plain) == ("auto", "relu")
-        deep = (
-            f"the network of depth {settings.depth} is too deep for GAAF, which enlarges gradients "
-            f"at each activation: take a smaller --depth{', --shift -4' * sigmoid} or --activation "
-            + plain
+    gain = gain_of(settings)[0] if plain != settings.activation else "peak"
+    if gain != "peak" and growth(settings, gain) > carried(settings):
+        causes.append(
+            f"the network of depth {settings.depth} is too deep for GAAF with gain {gain:g}, which "
+            "enlarges gradients at each activation: take --gain peak, a smaller --depth or "
+            f"--activation {plain}"
         )
-        if settings.depth <= DEEPEST:
-            causes = [*causes, deep]
-        else:
-            causes = [deep, *causes] if rate > RATES[settings.optimizer] else [deep]
-    return f"most likely {' or '.join(causes)}"
+    if not causes or rate > RATES[settings.optimizer]:
+        causes.append(f"the learning rate, {rate:g}, is too high")
+    return f"most likely {', or '.join(causes)}"
 
 
 def saved(settings):

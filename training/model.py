@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import functools
 import math
 
 import keras
@@ -15,10 +14,6 @@ from training import Mistake, normalization
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
 RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
-# By which power of 2 gradients may grow. Adam squares them, and float32 ends at 2^128; the rest is
-# margin, for the largest of them and for what training adds. SGD steps as far as they are long.
-CARRIED = {"adam": 48, "adamw": 48, "sgd": 1}
-FLOAT16_CARRIES = 16  # of the 40 that lie between its smallest and its largest number
 
 
 def require_buildable(settings):
@@ -51,44 +46,53 @@ def activation_of(settings, strength=1.0):
         )
     if name == settings.activation:
         return gaaf.get(name)
-    accelerated = functools.partial(
-        gaaf.GAAF,
-        name,
+    return _gaaf(settings, strength=strength, gain=gain_of(settings)[0])
+
+
+def _gaaf(settings, **others):
+    return gaaf.GAAF(
+        settings.activation.removeprefix("GAAF_"),
         shift=settings.shift,
         slope=settings.slope,
         frequency=settings.frequency,
         wave=None if settings.wave == "none" else settings.wave,
         shape=None if settings.shape == "none" else settings.shape,
-        strength=strength,
+        **others,
     )
-    return accelerated(gain=gain_of(settings, accelerated())[0])
 
 
-def gain_of(settings, activation):
-    """The gain that the settings ask for, and in words why; of GAAF with a gain of 1.
-
-    The gradient must stay in a range that the optimizer can work with, on its way back through
-    all activations: docs/networks.md says how its growth was measured.
-    """
+def gain_of(settings):
+    """The gain of GAAF that the settings ask for, and in words why."""
     if settings.gain != "auto":
         return settings.gain, "as the settings say"
-    bits, carried = growth(settings, activation), CARRIED[settings.optimizer]
-    if settings.precision == "mixed_float16":
-        carried = min(carried, FLOAT16_CARRIES)
-    gain = 1.0 if bits <= carried else "peak"
-    return gain, f"auto: gradients grow by 2^{bits:.0f} with 1, 2^{carried} can be carried"
+    bits, most = growth(settings), carried(settings)
+    why = f"with 1, gradients grow by 2^{bits:.0f}; 2^{most} can be carried"
+    return (1.0 if bits <= most else "peak"), why
 
 
-def growth(settings, activation):
+def carried(settings):
+    """By which power of 2 gradients may grow on their way back through all activations.
+
+    Adam squares them, and float32 ends at 2^128; what is left is margin, for the largest of them
+    and for what training adds. SGD steps as far as they are long. Of the 2^40 between float16's
+    smallest and largest number, less than half is for growth.
+    """
+    most = 1 if settings.optimizer == "sgd" else 48
+    return min(most, 16) if settings.precision == "mixed_float16" else most
+
+
+def growth(settings, gain=1.0):
     """How much larger GAAF makes the first convolution's gradient, as a power of 2.
 
-    In version 1 that is the mean square gain of each activation. In version 2 the l-th block of a
-    stage has three of them in its branch, whose share in the sum falls as 1/l.
+    In version 1 each activation multiplies its square by the mean square gain, E(φ′+s)²/Eφ′² of
+    standard normal inputs. In version 2 the l-th block of a stage has three of them in its branch,
+    whose share in the sum falls as 1/l. docs/networks.md has it beside what was measured.
     """
-    x = np.linspace(-6, 6, 4001)
+    x, activation = np.linspace(-6, 6, 4001), _gaaf(settings)
     slopes = (gaaf.gradient(f, x) for f in (activation, activation.activation))
-    accelerated, plain = (np.asarray(slope) ** 2 @ np.exp(-(x**2) / 2) for slope in slopes)
-    power = accelerated / plain
+    squares = (keras.ops.convert_to_numpy(slope) ** 2 for slope in slopes)
+    accelerated, plain = (square @ np.exp(-(x**2) / 2) for square in squares)
+    power = gain**2 * accelerated / plain
     if settings.version == 1:
         return (settings.depth - 1) * math.log2(power) / 2
     _, blocks = block_and_count(settings.depth, None, settings.version)
