@@ -19,6 +19,8 @@ RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" i
 # margin, for the largest of them and for what training adds. SGD steps as far as they are long.
 CARRIED = {"adam": 48, "adamw": 48, "sgd": 1}
 FLOAT16_CARRIES = 16  # of the 40 that lie between its smallest and its largest number
+# What is in keras.activations beside them; glu halves the channels, threshold needs arguments.
+NO_ACTIVATIONS = {"deserialize", "serialize", "get", "glu", "threshold"}
 # From this number of layers on, optimising TensorFlow's graph costs more than it brings.
 DEEP = 500
 
@@ -41,7 +43,7 @@ def activation_of(settings, strength=1.0):
     """The activation that the settings name; any Keras activation gets GAAF by GAAF_ before it."""
     name = settings.activation.removeprefix("GAAF_")
     known = [x for x in dir(keras.activations) if x.islower() and not x.startswith("_")]
-    known = sorted(set(known) - {"deserialize", "serialize", "get"})
+    known = sorted(set(known) - NO_ACTIVATIONS)
     if name not in known:
         names = {x.lower(): x for x in (*known, *(f"GAAF_{x}" for x in known))}
         nearest = difflib.get_close_matches(settings.activation.lower(), names, 3, 0)
