@@ -122,6 +122,7 @@ def stem_gradients(data, depths=DEPTHS):
                 network = compiled(main.Settings(version=version, depth=depth, **given), data)
                 gradients = kernel_gradients(network, data.x_train[:32], data.y_train[:32])
                 by_depth[depth] = next(iter(gradients.values()))
+                keras.utils.clear_session()  # gives the memory back
     return found
 
 

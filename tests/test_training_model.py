@@ -15,6 +15,7 @@ from training import Mistake
 from training.data import Data
 from training.identity import config_of
 from training.model import (
+    NO_ACTIVATIONS,
     activation_of,
     build,
     gain_of,
@@ -90,6 +91,8 @@ def test_every_keras_activation_gets_gaaf():
         ("get", ""),
         ("ReLU", "relu"),
         ("deserialize", ""),
+        ("glu", "gelu"),
+        ("GAAF_threshold", ""),
     ],
 )
 def test_a_mistyped_activation_is_told_with_the_three_nearest(activation, nearest):
@@ -101,6 +104,16 @@ def test_a_mistyped_activation_is_told_with_the_three_nearest(activation, neares
     assert len(names) == 3 and any(nearest in name for name in names)
     for name in names:
         require_buildable(main.Settings(activation=name, shape="sigmoid"))
+
+
+def test_every_name_that_is_allowed_can_be_trained_with():
+    x = keras.ops.convert_to_tensor(RNG.normal(size=(2, 4, 4, 8)).astype("float32"))
+    names = {name for name in dir(keras.activations) if name[0].islower()} - NO_ACTIVATIONS
+    assert len(names) > 20
+    for name in names:
+        for settings in ({"activation": name}, {"activation": f"GAAF_{name}", "shape": "gaussian"}):
+            require_buildable(main.Settings(**settings))
+            assert activation_of(main.Settings(**settings))(x).shape == x.shape, settings
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from training import Mistake, normalization
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
 RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
+# What is in keras.activations beside them; glu halves the channels, threshold needs arguments.
+NO_ACTIVATIONS = {"deserialize", "serialize", "get", "glu", "threshold"}
 
 
 def require_buildable(settings):
@@ -34,8 +36,7 @@ def activation_of(settings, strength=1.0):
     """The activation that the settings name; any Keras activation gets GAAF by GAAF_ before it."""
     name = settings.activation.removeprefix("GAAF_")
     known = [x for x in dir(keras.activations) if x.islower() and not x.startswith("_")]
-    # glu has half as many channels as its input, which no place in a ResNet has room for.
-    known = sorted(set(known) - {"deserialize", "serialize", "get", "glu"})
+    known = sorted(set(known) - NO_ACTIVATIONS)
     if name not in known:
         names = {x.lower(): x for x in (*known, *(f"GAAF_{x}" for x in known))}
         nearest = difflib.get_close_matches(settings.activation.lower(), names, 3, 0)
