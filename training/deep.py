@@ -5,6 +5,7 @@ is one for each variable, and the step one function, where Keras nests two and h
 docs/speed.md says what each brings. Models and optimizers stay what they are, saved ones too.
 """
 
+import weakref
 from types import MethodType
 
 import keras
@@ -53,21 +54,25 @@ def _adam_step(optimizer, variables):
         momentum_and_velocity = by_path[f"{prefix}_momentum"], by_path[f"{prefix}_velocity"]
         state[variable.value.ref()] = momentum_and_velocity
 
-    def update_step(optimizer, gradient, variable, learning_rate):
-        momentum, velocity = state[variable.ref()]
+    def factors(learning_rate):
         step = tf.cast(optimizer.iterations + 1, "float32")
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=momentum,
-            v=velocity,
-            grad=gradient,
-            beta1_power=tf.pow(optimizer.beta_1, step),
-            beta2_power=tf.pow(optimizer.beta_2, step),
-            lr=tf.cast(learning_rate, "float32"),
-            beta1=tf.constant(optimizer.beta_1),
-            beta2=tf.constant(optimizer.beta_2),
-            epsilon=tf.constant(optimizer.epsilon),
-        )
+        return {
+            "beta1_power": tf.pow(optimizer.beta_1, step),
+            "beta2_power": tf.pow(optimizer.beta_2, step),
+            "lr": tf.cast(learning_rate, "float32"),
+            "beta1": tf.constant(optimizer.beta_1),
+            "beta2": tf.constant(optimizer.beta_2),
+            "epsilon": tf.constant(optimizer.epsilon),
+        }
+
+    in_graph = weakref.WeakKeyDictionary()  # made once for all variables of a graph
+
+    def update_step(optimizer, gradient, variable, learning_rate):
+        graph = tf.compat.v1.get_default_graph()
+        if tf.executing_eagerly() or graph not in in_graph:
+            in_graph[graph] = factors(learning_rate)
+        (m, v), var = state[variable.ref()], variable.handle
+        tf.raw_ops.ResourceApplyAdam(var=var, m=m, v=v, grad=gradient, **in_graph[graph])
 
     return MethodType(update_step, optimizer)
 
