@@ -103,8 +103,7 @@ def test_a_nan_loss_on_a_terminal(npz, tmp_path):
     require_whole_words(
         said,
         "1 epochs, batch size 16, Adam from 1e+30, schedule step, float32",
-        "most likely the learning rate, 1e+30, is too high or the network of depth 8 is too deep",
-        "no epoch was completed",
+        "most likely the learning rate, 1e+30, is too high; no epoch was completed",
     )
     assert f"{resnet_v1((32, 32, 3), 8).count_params():,} parameters" in said  # channels last
     assert "oneDNN" not in said and "Traceback" not in said
