@@ -65,7 +65,7 @@ def compiled(settings, data, dropout=0.0):
         images = keras.Input(data.image_shape, dtype="uint8")
         built = keras.Sequential([images, normalization, copy])
     built.compile(
-        optimizer=model.optimizer(settings),
+        optimizer=model.optimizer(settings, built),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=devices.jit_compile(),
