@@ -1,6 +1,7 @@
 """Makes the pictures of the pages, and the tables between their markers: python -m docs.make"""
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
 from study import experiments, speed, why
 from training.files import read_csv, replace_file, write_text
+from training.model import growth
 from training.settings import comments_of
 
 DOCS = Path(__file__).parent
@@ -25,6 +27,7 @@ FUNCTIONS = (
     ("GAAF_relu, paper's shape (0.5, 5)", gaaf.GAAF("relu", shift=0.5, slope=5)),
     ("GAAF_tanh", gaaf.GAAF("tanh")),
 )
+SHOWN_BY_DEPTH = ("relu", "GAAF_relu", "GAAF_relu, peak", "paper", "paper, peak", "bsilu")
 # Test accuracy in the report of 2018, by the rows of experiments.py.
 EARLIER = {
     "relu": 0.8084,
@@ -98,6 +101,26 @@ def networks_table():
             block = "bottleneck" if bottleneck else "basic"
             rows.append((f"ResNet-{depth} v{version}", block, f"{network.count_params():,}"))
     return table(("network", "blocks", "parameters"), rows)
+
+
+def growth_table():
+    """How much larger than with the plain activation the stem's gradient is, and may be."""
+    stem = json.loads(why.RESULTS.read_text(encoding="utf-8"))["stem"]
+    lines = []
+    for name, given in why.BY_DEPTH.items():
+        if (plain := "tanh" if "tanh" in name else "relu") == name:
+            continue
+        cells = []
+        for version, depth in itertools.product((1, 2), why.DEPTHS):
+            settings = main.Settings(version=version, depth=depth, **given)
+            found = stem[f"{name}, v{version}"][str(depth)]
+            ratio = found / stem[f"{plain}, v{version}"][str(depth)]
+            measured = f"{np.log2(ratio):.0f}" if np.isfinite(ratio) else "NaN"
+            bound = f" ({growth(settings):.0f})" if settings.gain == 1 else ""
+            cells.append(measured + bound)
+        lines.append((name, *cells))
+    networks = (f"{depth} v{version}" for version, depth in itertools.product((1, 2), why.DEPTHS))
+    return table(("activation", *networks), lines)
 
 
 def study():
@@ -268,13 +291,17 @@ def plot_why(path):
     gradients.set_title("after the last epoch; dotted: after the first", fontsize="small")
     inputs.set(xlabel="input of an activation", ylabel="share in 0.1 of x")
     loss.set(xlabel="epoch", ylabel="training loss")
-    for name, by_depth in found["stem"].items():
-        depths = [int(depth) for depth in by_depth]
-        stem.semilogy(depths, list(by_depth.values()), ".-", label=name)
+    for i, name in enumerate(SHOWN_BY_DEPTH):
+        for version, line in ((1, ".-"), (2, ".:")):
+            by_depth = found["stem"][f"{name}, v{version}"]
+            depths = [int(depth) for depth in by_depth]
+            label = name if version == 1 else None
+            stem.semilogy(depths, list(by_depth.values()), f"C{i}{line}", label=label)
+    stem.set_title("version 1; dotted: version 2", fontsize="small")
     limit = np.sqrt(np.finfo("float32").max)
     stem.axhline(limit, color="k", ls=":", label="beyond, its square is infinite in float32")
     stem.set(xlabel="depth", ylabel="mean |∂loss/∂kernel|, stem, untrained")
-    stem.set_ylim(top=1e36)  # so that the legend hides nothing
+    stem.set_ylim(top=1e56)  # so that the legend hides nothing
     for axes in (gradients, inputs, loss, stem):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -286,6 +313,7 @@ def plot_why(path):
 TABLES = {
     "settings": settings_table,
     "networks": networks_table,
+    "growth": growth_table,
     "study": study_table,
     "answer": answer_table,
     "speed": speed_table,

@@ -1,5 +1,6 @@
 """The model to train, its optimizer, and what changes of them from epoch to epoch."""
 
+import itertools
 import json
 import math
 
@@ -298,16 +299,17 @@ def test_the_gain_is_1_where_the_network_carries_it(settings, gain):
     assert ("2^" in why) == (settings.gain == "auto")
 
 
-def test_growth_is_what_was_measured():
-    """Within a factor of 2^6 over a range of 2^120, with what study/why.py has found."""
+def test_growth_is_no_less_than_what_was_measured_and_with_the_default_shape_the_same():
     stem = json.loads(why.RESULTS.read_text(encoding="utf-8"))["stem"]
-    for version in (1, 2):
-        for name in ("GAAF_relu", "paper", "bsilu"):
-            plain, found = stem[f"relu, v{version}"], stem[f"{name}, v{version}"]
-            for depth in found:
-                given = main.Settings(version=version, depth=int(depth), **why.BY_DEPTH[name])
-                measured = math.log2(found[depth] / plain[depth])
-                assert growth(given) == pytest.approx(measured, abs=6), (name, given)
+    for version, name in itertools.product((1, 2), ("GAAF_relu", "paper", "bsilu", "GAAF_tanh")):
+        plain = stem[f"{'tanh' if 'tanh' in name else 'relu'}, v{version}"]
+        for depth, gradient in stem[f"{name}, v{version}"].items():
+            given = main.Settings(version=version, depth=int(depth), **why.BY_DEPTH[name])
+            if math.isfinite(gradient):
+                measured = math.log2(gradient / plain[depth])
+                assert growth(given) > measured - 1, (name, version, depth)
+                if name == "GAAF_relu":
+                    assert growth(given) == pytest.approx(measured, abs=4)
 
 
 def test_growth_falls_with_the_gain():
