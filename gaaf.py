@@ -550,9 +550,8 @@ def _converted(model, replacement, check):
                 new = keras.Model(x := keras.Input((1,)), new(x)).operations[-1]
             new = changed(keras.saving.serialize_keras_object(new), new)
             if isinstance(held, keras.Layer) or "inbound_nodes" in value:
-                new["config"] |= {
-                    k: config[k] for k in {"name", "trainable", "dtype"} & config.keys()
-                }
+                kept = {"name", "trainable", "dtype"} & config.keys()
+                new["config"] |= {key: config[key] for key in kept}
             return value | new if isinstance(value, dict) else new
         if isinstance(config, dict) and value.get("class_name") == kind.__name__:
             known[str(id(kind))] = kind  # by its name Keras may find another
@@ -616,21 +615,16 @@ def _compare(model, copy):
             low = -1 if "float" in x.dtype else 0  # an Embedding takes 0 and 1
             batch.append(ops.cast(keras.random.uniform(shape, low, low + 2, seed=0), x.dtype))
         values = probe.trainable_variables, probe.non_trainable_variables
-        token = _values_are_of_phi.set(True)  # so that all that may differ is rounding
-        try:
-            y, _ = probe.stateless_call(*values, batch, training=False)  # leaves states as they are
-        finally:
-            _values_are_of_phi.reset(token)
-        return [ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y)]
+        context = contextvars.copy_context()
+        context.run(_values_are_of_phi.set, True)  # so that all that may differ is rounding
+        y, _ = context.run(probe.stateless_call, *values, batch, training=False)  # keeps no state
+        values = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y))
+        return [np.nan_to_num(value) for value in values]
 
     def difference(of, twin_of):
-        """The largest one, as a share of the largest value; NaN is equal to NaN."""
-        shares = [0.0]
-        for a, b in zip(outputs(model, of), outputs(copy, twin_of), strict=True):
-            a, b = (np.nan_to_num(x[~(np.isnan(a) & np.isnan(b))], nan=np.inf) for x in (a, b))
-            unequal = np.abs(a - b, where=a != b, out=np.zeros_like(a))
-            shares.append(unequal.max(initial=0) / (np.abs(a).max(initial=0) or 1))
-        return float(np.nan_to_num(max(shares), nan=np.inf))
+        """The largest one, as a share of the largest value."""
+        pairs = zip(outputs(model, of), outputs(copy, twin_of), strict=True)
+        return max(np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-30) for a, b in pairs)
 
     try:
         outputs(model, model.outputs)
@@ -644,4 +638,4 @@ def _compare(model, copy):
             elif difference(x.output, twin.output) > 1e-3:
                 raise ValueError(f"the first layer whose output differs is '{x.name}'")
         raise ValueError("its output differs")
-    return f"outputs of a random batch differ by {most:.0e} of the largest"
+    return f"with φ for GAAF, outputs of a random batch differ by {most:.0e} of the largest"

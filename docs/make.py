@@ -8,13 +8,22 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 import gaaf
 import main
 from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
 from study import experiments, speed, why
+from study.analysis import (
+    accuracy,
+    column,
+    cross_entropy,
+    difference,
+    in_words,
+    mean_of,
+    penalty,
+    study,
+)
 from training.files import read_csv, replace_file, write_text
 from training.model import growth
 from training.settings import comments_of
@@ -123,45 +132,6 @@ def growth_table():
     return table(("activation", *networks), lines)
 
 
-def study():
-    """{row: (epochs, its longest runs, those of its plain row)}; runs are {seed: line}.
-
-    Rows that have not been run are left out. A plain row has none to be compared with.
-    """
-    results, found = read_csv(experiments.RESULTS), {}
-    for row in experiments.ROWS:
-        epochs = max((int(x["epochs"]) for x in results if x["row"] == row), default=0)
-        plain = experiments.plain_row(row)
-        versus = {} if plain == row else runs_of(plain, epochs, results)
-        if epochs:
-            found[row] = (epochs, runs_of(row, epochs, results), versus)
-    return found
-
-
-def runs_of(row, epochs, results):
-    """{seed: line of the results} of the runs of a row with that many epochs."""
-    wanted = (row, str(epochs))
-    return {x["seed"]: x for x in results if (x["row"], x["epochs"]) == wanted}
-
-
-def column(name):
-    """A measure of a run: the number in a column of its line; nan while experiments.py lacks it."""
-    return lambda line: float(line[name] or "nan")
-
-
-accuracy, penalty = column("test_accuracy"), column("penalty")
-
-
-def cross_entropy(line):
-    """A measure of a run: its training loss without the weight penalty that is part of it."""
-    return column("train_loss")(line) - penalty(line)
-
-
-def mean_of(found, measure):
-    """The mean of a measure over runs, {seed: line of the results}."""
-    return np.mean([measure(line) for line in found.values()])
-
-
 def study_table(rows=None):
     """A line for each row that has been run: its longest runs, and their differences to relu."""
     header = ("row", "2018 report", "test", "− relu", "best test", "training")
@@ -200,29 +170,6 @@ def answer_table():
         lines.append((row, mean, in_words(*test), in_words(*cost, digits=3), len(runs)))
     header = ("row", "test accuracy", "− relu", "training cross-entropy − relu", "runs")
     return table(header, lines)
-
-
-def difference(runs_of_row, runs_of_plain, measure):
-    """The mean difference of a measure of each run, paired by seed, and half of its 95 % interval.
-
-    Half is None where there is one pair alone, and both are where there is none.
-    """
-    pairs = [
-        measure(line) - measure(runs_of_plain[seed])
-        for seed, line in runs_of_row.items()
-        if seed in runs_of_plain
-    ]
-    if len(pairs) < 2:
-        return (pairs[0] if pairs else None), None
-    return np.mean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
-
-
-def in_words(mean, half, digits=4):
-    """A difference as the table shows it."""
-    if mean is None:
-        return ""
-    ending = "(one run)" if half is None else f"± {half:.{digits}f}"
-    return f"{mean:+.{digits}f} {ending}"
 
 
 def plot_study(path):

@@ -501,5 +501,8 @@ def test_what_was_compared_is_logged(caplog):
         gaaf.to_gaaf(model)
         gaaf.to_gaaf(model, check=False)
     compared, not_compared = (record.getMessage() for record in caplog.records)
-    assert "1 activations replaced, outputs of a random batch differ by 0e+00" in compared
+    assert (
+        "1 activations replaced, with φ for GAAF, outputs of a random batch differ by 0e+00"
+        in compared
+    )
     assert not_compared.endswith("1 activations replaced, not compared")

@@ -16,7 +16,7 @@ def test_the_notebook_runs(monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs)
     for part in (
-        "'vgg16', 15 activations replaced, outputs",
+        "'vgg16', 15 activations replaced, with φ for GAAF, outputs",
         "8 activations replaced",
         "GAAF_tanh  test accuracy 0.",
         "8 activations put back",

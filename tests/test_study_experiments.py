@@ -9,7 +9,7 @@ from backends import once
 
 import main
 from docs import make
-from study import experiments
+from study import analysis, experiments
 from training.files import read_csv, read_history
 from training.settings import check, parse
 
@@ -93,7 +93,7 @@ def test_differences_are_paired_by_seed():
         return {str(i): {"test_accuracy": a} for i, a in enumerate(accuracies)}
 
     def words(*arguments, **others):
-        return make.in_words(*make.difference(*arguments, make.accuracy), **others)
+        return analysis.in_words(*analysis.difference(*arguments, analysis.accuracy), **others)
 
     three, plain = runs(0.81, 0.82, 0.83), runs(0.80, 0.80, 0.80)
     assert words(three, plain) == "+0.0200 ± 0.0248"
@@ -103,5 +103,5 @@ def test_differences_are_paired_by_seed():
 
 
 def test_cross_entropy_is_the_loss_without_the_penalty():
-    assert make.cross_entropy({"train_loss": "0.5", "penalty": "0.125"}) == 0.375
-    assert np.isnan(make.cross_entropy({"train_loss": "0.5", "penalty": ""}))  # not added yet
+    assert analysis.cross_entropy({"train_loss": "0.5", "penalty": "0.125"}) == 0.375
+    assert np.isnan(analysis.cross_entropy({"train_loss": "0.5", "penalty": ""}))  # not added yet
