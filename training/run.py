@@ -84,7 +84,7 @@ class Run:
                 print(f"Going on after epoch {self.done} of {self.settings.epochs}", flush=True)
         if self.done:
             anew = [v.numpy() for v in optimizer.variables]
-            model.load_weights(self.checkpoints.path(self.done))
+            self.checkpoints.restore(model, self.done)
             if self.done == first_epoch or "the optimizer" in changed:
                 for variable, value in zip(optimizer.variables, anew, strict=True):
                     variable.assign(value)
