@@ -91,6 +91,21 @@ def _wide(x):
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
+def _narrow(x, dtype):
+    """Rounds to the dtype; to bfloat16 by the bits, where XLA's rounding takes half of the pass."""
+    if _BACKEND != "tensorflow" or dtype != "bfloat16" or _library.executing_eagerly():
+        return ops.cast(x, dtype)
+
+    @ops.custom_gradient
+    def rounded(x):
+        bits = _library.bitcast(x, "uint32")
+        half = 0x7FFF + bits // 0x10000 % 2  # to the nearest, and of two to the even one
+        bits = _library.cast((bits + half) // 0x10000, "uint16")
+        return _library.bitcast(bits, dtype), lambda upstream: ops.cast(upstream, x.dtype)
+
+    return rounded(x)
+
+
 def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
     """Returns the function φ + g·strength·s, with gradient gain·(φ′ + g′·strength·s).
 
@@ -110,7 +125,7 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
         height = periods - floor(periods) if sawtooth else ops.abs(periods - ops.round(periods))
         # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
         g = (ops.clip(height, 0, 1 if sawtooth else 0.5) - 0.5) / frequency
-        return ops.cast(phi(wide) + g * s(at), x.dtype)
+        return _narrow(phi(wide) + g * s(at), x.dtype)
 
     def gradient(x, upstream):
         wide = _wide(x)
@@ -118,7 +133,7 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
         if wave == "round":
             periods = frequency * ops.clip(wide, -bound, bound)
             added = added * ops.sign(periods - ops.round(periods))
-        return ops.cast(_wide(upstream) * _times(gain, _PHI_SLOPE[phi](wide) + added), x.dtype)
+        return _narrow(_wide(upstream) * _times(gain, _PHI_SLOPE[phi](wide) + added), x.dtype)
 
     exported = functools.partial(value, floor=ops.floor)
     if wave is None:  # Keras' tanh of float64 is of float32 on JAX

@@ -12,6 +12,7 @@ import argparse
 import functools
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,7 @@ KERAS_OWN = "relu, Keras' own normalisation"
 ROWS = {
     "relu": ({"activation": "relu"}, "relu"),
     "GAAF_relu": ({}, "relu"),
+    "GAAF_relu, gain peak": ({"gain": "peak"}, "relu"),
     "GAAF_relu, limit wave": ({"wave": "none"}, "relu"),
     "elu": ({"activation": "elu"}, "relu"),
     KERAS_OWN: ({"activation": "relu"}, "relu"),
@@ -109,22 +111,26 @@ def figures(precision):
 
 
 def memory(name, precision):
-    """The bytes that a training step adds to a process of its own, at a large batch."""
+    """The kilobytes that a training step adds to a process of its own, at a large batch."""
     command = [sys.executable, "-m", "study.speed", "--precision", precision, "--memory-of", name]
     return int(subprocess.run(command, capture_output=True, check=True).stdout.split()[-1])
 
 
 def print_memory_of(name, precision):
     """Prints how far training steps raise this process' memory above what it holds."""
-    import resource
+
+    def kilobytes(name):
+        """A line of the process' status; getrusage would count what its parent held as well."""
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{name}:\s+(\d+)", status)[1])
 
     data = noise(LARGE_BATCH)
     network = network_of(name, precision, data)
     network.train_on_batch(data.x_train[:8], data.y_train[:8])  # what compiling takes is not meant
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    held = kilobytes("VmRSS")
     for _ in range(2):
         network.train_on_batch(data.x_train, data.y_train)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held)
+    print(kilobytes("VmHWM") - held)
 
 
 def where():
