@@ -92,7 +92,7 @@ def _wide(x):
 
 
 def _narrow(x, dtype):
-    """Rounds to the dtype; to bfloat16 by the bits, where XLA's rounding takes half of the pass."""
+    """Rounds to the dtype; to bfloat16 by the bits: XLA's own rounding is a quarter of the pass."""
     if _BACKEND != "tensorflow" or dtype != "bfloat16" or _library.executing_eagerly():
         return ops.cast(x, dtype)
 

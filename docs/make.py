@@ -18,7 +18,7 @@ from study.analysis import (
     accuracy,
     column,
     cross_entropy,
-    difference,
+    differences,
     in_words,
     mean_of,
     penalty,
@@ -132,12 +132,13 @@ def growth_table():
     return table(("activation", *networks), lines)
 
 
-def study_table(rows=None):
+def study_table():
     """A line for each row that has been run: its longest runs, and their differences to relu."""
-    header = ("row", "2018 report", "test", "− relu", "best test", "training")
-    header += ("cross-entropy", "− relu", "penalty", "runs", "epochs")
-    lines = []
-    for row, (epochs, found, plain) in study().items():
+    header = ("row", "2018 report", "test", "− relu (Holm's p)", "best test", "training")
+    header += ("cross-entropy", "− relu (Holm's p)", "penalty", "runs", "epochs")
+    lines, rows = [], study()
+    gain, cost = differences(rows, accuracy), differences(rows, cross_entropy)
+    for row, (epochs, found, _) in rows.items():
         test = [accuracy(line) for line in found.values()]
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         lines.append(
@@ -145,11 +146,11 @@ def study_table(rows=None):
                 row,
                 f"{EARLIER[row]:.4f}" if row in EARLIER else "",
                 f"{np.mean(test):.4f}{spread}",
-                in_words(*difference(found, plain, accuracy)),
+                in_words(gain.get(row)),
                 f"{mean_of(found, column('best_test_accuracy')):.4f}",
                 f"{mean_of(found, column('train_accuracy')):.4f}",
                 f"{mean_of(found, cross_entropy):.3f}",
-                in_words(*difference(found, plain, cross_entropy), digits=3),
+                in_words(cost.get(row), digits=3),
                 f"{mean_of(found, penalty):.3f}",
                 len(test),
                 epochs,
@@ -160,15 +161,13 @@ def study_table(rows=None):
 
 def answer_table():
     """The rows of the study with the most seeds, in the few columns that answer the question."""
-    found = study()
-    most = [row for row, (_, runs, _) in found.items() if len(runs) > 2]
-    lines = []
-    for row in most:
-        _, runs, plain = found[row]
-        test, cost = difference(runs, plain, accuracy), difference(runs, plain, cross_entropy)
-        mean = f"{mean_of(runs, accuracy):.4f}"
-        lines.append((row, mean, in_words(*test), in_words(*cost, digits=3), len(runs)))
-    header = ("row", "test accuracy", "− relu", "training cross-entropy − relu", "runs")
+    rows, lines = study(), []
+    gain, cost = differences(rows, accuracy), differences(rows, cross_entropy)
+    for row, (_, runs, _) in rows.items():
+        if len(runs) > 2:
+            versus = in_words(gain.get(row)), in_words(cost.get(row), digits=3)
+            lines.append((row, f"{mean_of(runs, accuracy):.4f}", *versus, len(runs)))
+    header = ("row", "test accuracy", "− relu (Holm's p)", "training cross-entropy − relu", "runs")
     return table(header, lines)
 
 
@@ -200,10 +199,8 @@ def plot_study(path):
 
 def plot_differences(axes, found, measure):
     """Draws a line for each row that has a plain one to be compared with."""
-    differences = {row: difference(*pair, measure) for row, (_, *pair) in found.items()}
-    rows = [row for row, (mean, _) in differences.items() if mean is not None]
-    for y, row in enumerate(reversed(rows)):
-        mean, half = differences[row]
+    rows = differences(found, measure)
+    for y, (mean, half, _) in enumerate(reversed(rows.values())):
         face = "none" if half is None else "C1"
         axes.errorbar(mean, y, xerr=half, fmt="o", color="C1", mfc=face, capsize=3)
     axes.set_yticks(range(len(rows)), reversed(rows))

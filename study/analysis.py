@@ -1,4 +1,4 @@
-"""What the results of the study say: means over seeds, and differences to relu with intervals."""
+"""What the results of the study say: means over seeds, and differences to relu."""
 
 import numpy as np
 from scipy import stats
@@ -46,24 +46,40 @@ def mean_of(found, measure):
     return np.mean([measure(line) for line in found.values()])
 
 
-def difference(runs_of_row, runs_of_plain, measure):
-    """The mean difference of a measure of each run, paired by seed, and half of its 95 % interval.
+def differences(found, measure):
+    """{row: (mean, half, p)} of how a measure differs from the plain row's, paired by seed.
 
-    Half is None where there is one pair alone, and both are where there is none.
+    Half is that of the 95 % interval of this row alone; p of the paired t-test, by Holm's method
+    corrected for all rows of the table that have two pairs or more. Others have None for both.
+
+    Args:
+        found: What `study` returns.
+        measure: Function from a line of the results to a number.
     """
-    pairs = [
-        measure(line) - measure(runs_of_plain[seed])
-        for seed, line in runs_of_row.items()
-        if seed in runs_of_plain
-    ]
-    if len(pairs) < 2:
-        return (pairs[0] if pairs else None), None
-    return np.mean(pairs), stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+    pairs = {
+        row: [measure(line) - measure(plain[seed]) for seed, line in runs.items() if seed in plain]
+        for row, (_, runs, plain) in found.items()
+    }
+    tested = {row: stats.ttest_1samp(pairs[row], 0).pvalue for row in pairs if len(pairs[row]) > 1}
+    corrected, p = {}, 0
+    for i, row in enumerate(sorted(tested, key=tested.get)):
+        p = corrected[row] = min(1, max(p, (len(tested) - i) * tested[row]))
+    return {
+        row: (np.mean(x), _half_of_interval(x) if len(x) > 1 else None, corrected.get(row))
+        for row, x in pairs.items()
+        if x
+    }
 
 
-def in_words(mean, half, digits=4):
-    """A difference as the table shows it."""
-    if mean is None:
+def _half_of_interval(values):
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+
+
+def in_words(difference, digits=4):
+    """A difference as the table shows it; nothing where there is none."""
+    if difference is None:
         return ""
-    ending = "(one run)" if half is None else f"± {half:.{digits}f}"
-    return f"{mean:+.{digits}f} {ending}"
+    mean, half, p = difference
+    if half is None:
+        return f"{mean:+.{digits}f} (one run)"
+    return f"{mean:+.{digits}f} ± {half:.{digits}f} (p {'< 0.001' if p < 0.001 else f'{p:.3f}'})"

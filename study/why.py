@@ -31,8 +31,8 @@ PAPER = {"slope": 5.0, "shift": 0.5}
 NETWORKS = {
     "relu": {"activation": "relu"},
     "relu, dropout 0.2": {"activation": "relu"},
-    "GAAF_relu, slope 1, shift 4": {"shift": 4.0, "gain": 1.0},
-    "GAAF_relu, slope 5, shift 0.5": {**PAPER, "gain": 1.0},
+    "paper": {**PAPER, "gain": 1.0},
+    "paper, peak": {**PAPER, "gain": "peak"},
 }
 BY_DEPTH = {
     "relu": {"activation": "relu"},

@@ -46,6 +46,7 @@ def test_the_readme_is_a_front_door():
         assert f"](docs/{page.name})" in README
 
 
+@once
 def test_examples_of_models_run(tmp_path, empty_directory):
     first, second = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND, derivatives, to_numpy, ways_to_call
+from backends import BACKEND, derivatives, once, to_numpy, ways_to_call
 
 import gaaf
 
@@ -183,6 +183,24 @@ def test_half_precision_sees_the_wave_that_float32_sees():
         wave, to_numpy(gaaf.GAAF_relu(keras.ops.cast(x, "float32"), shape=None)), atol=1e-7
     )
     assert len(np.unique(wave)) > 10
+
+
+def test_bfloat16_is_rounded_to_the_nearest_however_it_is_compiled():
+    function = gaaf.GAAF("relu", shape=None)
+    rng = np.random.default_rng(0)
+    x = np.concatenate([scale * rng.normal(size=10_000) for scale in (1e-3, 1, 1e30)])
+    x = np.append(x, [np.inf, -np.inf, np.nan])[:, None]
+    x = keras.ops.cast(keras.ops.convert_to_tensor(x, "float32"), "bfloat16")
+    expected = to_numpy(keras.ops.cast(function(keras.ops.cast(x, "float32")), "bfloat16"))
+    for way, called in ways_to_call(function):
+        y = to_numpy(called(x))
+        np.testing.assert_allclose(y, expected, rtol=2**-7, atol=1e-7, err_msg=way)
+        # A compiler's last digit of float32 decides some that lie in the middle.
+        assert np.mean((y == expected) | np.isnan(y)) > 0.999, way
+    exact = derivatives(gaaf.GAAF("relu"), X[:, None], "float32")
+    for _, called in list(ways_to_call(gaaf.GAAF("relu")))[:2]:
+        for wide, narrow in zip(exact, derivatives(called, X[:, None], "bfloat16"), strict=True):
+            np.testing.assert_allclose(narrow, wide, rtol=0.02, atol=0.01)
 
 
 @pytest.mark.parametrize("wave", ["floor", None])
@@ -586,6 +604,7 @@ def test_a_saved_model_loads_in_a_fresh_process_and_trains_on(tmp_path):
     check_in_a_fresh_process(model_of_every_kind(), x, y, tmp_path)
 
 
+@once
 def test_a_resnet_of_a_name_loads_in_a_fresh_process_and_trains_on(tmp_path):
     from resnet_v1 import resnet_v1
 

@@ -88,18 +88,42 @@ def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
     assert started[0]["TF_FORCE_GPU_ALLOW_GROWTH"] == "false"
 
 
+def runs(*accuracies):
+    """{seed: line of the results} of the runs of a row."""
+    return {str(seed): {"test_accuracy": a} for seed, a in enumerate(accuracies)}
+
+
 def test_differences_are_paired_by_seed():
-    def runs(*accuracies):
-        return {str(i): {"test_accuracy": a} for i, a in enumerate(accuracies)}
+    plain = runs(0.80, 0.80, 0.80)
+    rows = {"plain": (20, plain, {}), "three": (20, runs(0.81, 0.82, 0.83), plain)}
+    rows |= {"one": (20, runs(0.81), plain), "alone": (20, runs(0.81), {})}
+    found = analysis.differences(rows, analysis.accuracy)
+    assert set(found) == {"three", "one"}
+    assert analysis.in_words(found["three"]) == "+0.0200 ± 0.0248 (p 0.074)"
+    assert analysis.in_words(found["three"], digits=3) == "+0.020 ± 0.025 (p 0.074)"
+    assert analysis.in_words(found["one"]) == "+0.0100 (one run)"
+    assert analysis.in_words((0.01, 0.001, 0.0002)) == "+0.0100 ± 0.0010 (p < 0.001)"
+    assert analysis.in_words(found.get("alone")) == ""
 
-    def words(*arguments, **others):
-        return analysis.in_words(*analysis.difference(*arguments, analysis.accuracy), **others)
 
-    three, plain = runs(0.81, 0.82, 0.83), runs(0.80, 0.80, 0.80)
-    assert words(three, plain) == "+0.0200 ± 0.0248"
-    assert words(three, plain, digits=3) == "+0.020 ± 0.025"
-    assert words(runs(0.81), runs(0.80, 0.9)) == "+0.0100 (one run)"
-    assert words(runs(0.81), {}) == ""
+def test_p_is_corrected_for_the_number_of_rows():
+    """By Holm: the smallest of three counts three times, the next twice, and none less than it."""
+    plain = runs(0.5, 0.5, 0.5, 0.5)
+    rows = {"little": (20, runs(0.49, 0.52, 0.48, 0.53), plain)}
+    rows |= {"much": (20, runs(0.60, 0.61, 0.62, 0.63), plain)}
+    rows |= {"some": (20, runs(0.5, 0.51, 0.52, 0.53), plain)}
+    alone = {
+        row: analysis.differences({row: pair}, analysis.accuracy)[row][2]
+        for row, pair in rows.items()
+    }
+    together = {row: p for row, (_, _, p) in analysis.differences(rows, analysis.accuracy).items()}
+    assert alone["much"] < alone["some"] < alone["little"]
+    assert together["much"] == pytest.approx(3 * alone["much"])
+    assert together["some"] == pytest.approx(2 * alone["some"])
+    assert together["little"] == pytest.approx(alone["little"])
+    same = dict.fromkeys("abc", rows["some"])  # none may get a smaller p than the one before it
+    values = {p for _, _, p in analysis.differences(same, analysis.accuracy).values()}
+    assert values == {min(1, 3 * alone["some"])}
 
 
 def test_cross_entropy_is_the_loss_without_the_penalty():

@@ -10,7 +10,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND, once
+from backends import BACKEND
 from processes import ROOT, python
 
 import gaaf  # noqa: F401  so that its models can be loaded
@@ -51,7 +51,7 @@ def require_same_training(said, one):
 
 @sharing
 @pytest.mark.parametrize(
-    "devices, flags", [(2, []), pytest.param(4, ["--data-augmentation"], marks=once)]
+    "devices, flags", [pytest.param(2, [], marks=pytest.mark.slow), (4, ["--data-augmentation"])]
 )
 def test_devices_train_as_one_does(devices, flags, small):
     said = {}
