@@ -31,6 +31,7 @@ SHIFTS = (5, 4, 3, 2, 1, 0, -0.5, -1, -2, -3, -4)
 PAPER = {"slope": 5, "shift": 0.5}
 PEAK = {**PAPER, "gain": "peak"}
 RELU = {"activation": "relu"}
+AUGMENTED = {"data_augmentation": True, "precision": "mixed_bfloat16"}
 ROWS = {
     "relu": RELU,
     "paper": PAPER,
@@ -47,11 +48,15 @@ ROWS = {
     "GAAF_tanh, peak": {"activation": "GAAF_tanh", "gain": "peak"},
     "nelu": {"shape": "nelu", "wave": "none"},
     "leaky": {"shape": "leaky", "wave": "none"},
+    "B-SiLU": {"activation": "b_silu"},
     "AdamW, relu": {"optimizer": "adamw", **RELU},
     "AdamW, paper": {"optimizer": "adamw", **PAPER},
     "AdamW, paper, peak": {"optimizer": "adamw", **PEAK},
     "v2, relu": {"version": 2, **RELU},
     "v2, paper, peak": {"version": 2, **PEAK},
+    # What everybody quotes, for 200 epochs: the Keras example reports 0.9216, the paper 0.9125.
+    "augmented, relu": {**AUGMENTED, **RELU},
+    "augmented, paper, peak": {**AUGMENTED, **PEAK},
 }
 # Else the first of several trainings on a GPU would take most of its memory for itself.
 SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
@@ -87,7 +92,14 @@ class Run(NamedTuple):
     def flags(self):
         settings = {"data": self.data, "epochs": self.epochs, "seed": self.seed}
         settings |= ROWS[self.row] | {"output_dir": self.directory}
-        return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        return [flag.removesuffix("=True") for flag in flags]
+
+    def command(self):
+        """What trains it: main.py, or for the one function that Keras lacks what adds that."""
+        lacking = ROWS[self.row].get("activation") == "b_silu"
+        program = ["-m", "study.b_silu"] if lacking else [ROOT / "main.py"]
+        return [sys.executable, *program, *self.flags()]
 
     def train(self, processes):
         """Trains it, or goes on; returns the line of the results. Fails with RuntimeError."""
@@ -95,9 +107,8 @@ class Run(NamedTuple):
         began, seconds = time.monotonic(), self.directory / "seconds.txt"
         print(f"{self.row}, seed {self.seed}: see {self.directory / 'log.txt'}", flush=True)
         with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
-            command = [sys.executable, ROOT / "main.py", *self.flags()]
             environment = {**SHARING, **os.environ}
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
             processes.append(process)
             code = process.wait()
         with open(seconds, "a", encoding="utf-8") as file:
@@ -161,6 +172,7 @@ def add_penalties(runs, results=RESULTS):
     import keras
 
     import gaaf  # noqa: F401 - so that Keras knows it
+    from study import b_silu  # noqa: F401
 
     for run in lacking:
         model = keras.models.load_model(run.directory / "final.keras", compile=False)

@@ -5,11 +5,13 @@ import json
 import keras
 import numpy as np
 import pytest
-from backends import once
+from backends import derivatives, once
 
+import gaaf
 import main
 from docs import make
 from study import analysis, experiments
+from study.b_silu import b_silu
 from training.files import read_csv, read_history
 from training.settings import check, parse
 
@@ -35,6 +37,7 @@ def test_the_plain_row_is_of_the_same_network():
 def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys):
     small = {"depth": 8, "batch_size": 64}
     rows = {"relu": {"activation": "relu", **small}, "paper": {"slope": 5, **small}}
+    rows["B-SiLU"] = {"activation": "b_silu", "data_augmentation": True, **small}
     monkeypatch.setattr(experiments, "ROWS", rows)
     results = tmp_path / "results.csv"
     runs = [experiments.Run(row, 0, 1, str(npz), tmp_path / "runs") for row in rows]
@@ -51,7 +54,7 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(experiments.Run, "train", None)  # nothing is left to train
     experiments.train(runs, at_once=2, results=results)
-    assert "2 of 2 runs are done" in capsys.readouterr().out
+    assert "3 of 3 runs are done" in capsys.readouterr().out
     assert read_csv(results) == lines
 
     assert {line.pop("penalty") for line in lines} == {""}
@@ -64,6 +67,15 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
         penalty = 1e-4 * sum((kernel**2).sum() for kernel in kernels)
         assert float(line.pop("penalty")) == pytest.approx(penalty, rel=1e-4)
     assert after == lines
+
+
+def test_the_slope_of_b_silu_is_that_of_the_shape_of_its_name():
+    x = np.linspace(-10, 10, 401)
+    slope, surrogate = (
+        derivatives(f, x)[0] for f in (b_silu, gaaf.GAAF("relu", wave=None, shape="bsilu"))
+    )
+    np.testing.assert_allclose(slope, surrogate, atol=1e-6)
+    assert float(b_silu(np.float32(0))) == pytest.approx(0)
 
 
 def test_a_run_that_fails_is_told(tmp_path):
