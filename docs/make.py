@@ -102,14 +102,19 @@ def settings_table():
 
 
 def networks_table():
-    rows = []
-    for resnet, version in ((resnet_v1, 1), (resnet_v2, 2)):
-        for depth in DEPTHS[version]:
-            network = resnet((32, 32, 3), depth)
-            bottleneck = any(x.name == "stage1_block1_conv3" for x in network.layers)
-            block = "bottleneck" if bottleneck else "basic"
-            rows.append((f"ResNet-{depth} v{version}", block, f"{network.count_params():,}"))
+    rows = [
+        network_row(resnet((32, 32, 3), depth))
+        for resnet, version in ((resnet_v1, 1), (resnet_v2, 2))
+        for depth in DEPTHS[version]
+    ]
     return table(("network", "blocks", "parameters"), rows)
+
+
+def network_row(network):
+    depth, version = re.findall(r"\d+", network.name)
+    bottleneck = any(x.name == "stage1_block1_conv3" for x in network.layers)
+    block = "bottleneck" if bottleneck else "basic"
+    return f"ResNet-{depth} v{version}", block, f"{network.count_params():,}"
 
 
 def growth_table():

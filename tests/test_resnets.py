@@ -8,6 +8,7 @@ import pytest
 from backends import once
 
 import gaaf
+from docs import make
 from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
 
@@ -36,9 +37,11 @@ def test_parameter_counts(resnet, depth, parameters):
 
 
 @pytest.mark.parametrize("resnet, depth", SUPPORTED)
-def test_the_activation_is_used_everywhere(resnet, depth):
+def test_each_network_is_as_the_page_has_it_and_uses_the_activation_everywhere(resnet, depth):
     activation = gaaf.GAAF("relu", shift=2)
     network = resnet(SHAPE, depth, activation=activation)
+    page = (make.DOCS / "networks.md").read_text(encoding="utf-8")
+    assert f"| {' | '.join(make.network_row(network))} |\n" in page
     users = [x for x in network.layers if getattr(x, "activation", None) is activation]
     # One after the stem and one for each convolution of the blocks, with v2 having its last one
     # in place of that of its first block's first convolution.
