@@ -129,7 +129,7 @@ def growth_table():
             settings = main.Settings(version=version, depth=depth, **given)
             found = stem[f"{name}, v{version}"][str(depth)]
             ratio = found / stem[f"{plain}, v{version}"][str(depth)]
-            measured = f"{np.log2(ratio):.0f}" if np.isfinite(ratio) else "NaN"
+            measured = f"{np.log2(ratio):.0f}".replace("inf", "∞").replace("nan", "NaN")
             bound = f" ({growth(settings):.0f})" if settings.gain == 1 else ""
             cells.append(measured + bound)
         lines.append((name, *cells))
@@ -181,8 +181,9 @@ def plot_study(path):
     figure = Figure(figsize=(14, 5), layout="constrained")
     by_shift, *versus = figure.subplots(1, 3)
     found = study()
-    means = {row: mean_of(lines, accuracy) for row, (_, lines, _) in found.items()}
-    curves = {"2018, 200 epochs": EARLIER, f"ours, {found['relu'][0]} epochs": means}
+    relu = found["relu"][0]
+    means = {row: mean_of(lines, accuracy) for row, (n, lines, _) in found.items() if n == relu}
+    curves = {"2018, 200 epochs": EARLIER, f"ours, {relu} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):
         shifts = [shift for shift in experiments.SHIFTS if f"shift {shift:g}" in accuracies]
         values = [accuracies[f"shift {shift:g}"] for shift in shifts]

@@ -1,5 +1,7 @@
 """What the results of the study say: means over seeds, and differences to relu."""
 
+import statistics
+
 import numpy as np
 from scipy import stats
 
@@ -10,9 +12,12 @@ from training.files import read_csv
 def study():
     """{row: (epochs, its longest runs, those of its plain row)}; runs are {seed: line}.
 
-    Rows that have not been run are left out. A plain row has none to be compared with.
+    Rows that have not been run are left out, and data sets but the one with the most runs. A plain
+    row has none to be compared with.
     """
     results, found = read_csv(RESULTS), {}
+    data = statistics.mode(x["data"] for x in results)
+    results = [x for x in results if x["data"] == data]
     for row in ROWS:
         epochs = max((int(x["epochs"]) for x in results if x["row"] == row), default=0)
         plain = plain_row(row)
@@ -50,17 +55,18 @@ def differences(found, measure):
     """{row: (mean, half, p)} of how a measure differs from the plain row's, paired by seed.
 
     Half is that of the 95 % interval of this row alone; p of the paired t-test, by Holm's method
-    corrected for all rows of the table that have two pairs or more. Others have None for both.
+    corrected for all rows that have two pairs or more. Others have None for both. Runs whose
+    measure is not known yet are left out.
 
     Args:
         found: What `study` returns.
         measure: Function from a line of the results to a number.
     """
-    pairs = {
-        row: [measure(line) - measure(plain[seed]) for seed, line in runs.items() if seed in plain]
-        for row, (_, runs, plain) in found.items()
-    }
-    tested = {row: stats.ttest_1samp(pairs[row], 0).pvalue for row in pairs if len(pairs[row]) > 1}
+    pairs = {}
+    for row, (_, runs, plain) in found.items():
+        paired = (measure(line) - measure(plain[s]) for s, line in runs.items() if s in plain)
+        pairs[row] = [x for x in paired if np.isfinite(x)]
+    tested = {row: stats.ttest_1samp(x, 0).pvalue for row, x in pairs.items() if len(set(x)) > 1}
     corrected, p = {}, 0
     for i, row in enumerate(sorted(tested, key=tested.get)):
         p = corrected[row] = min(1, max(p, (len(tested) - i) * tested[row]))
@@ -82,4 +88,5 @@ def in_words(difference, digits=4):
     mean, half, p = difference
     if half is None:
         return f"{mean:+.{digits}f} (one run)"
-    return f"{mean:+.{digits}f} ± {half:.{digits}f} (p {'< 0.001' if p < 0.001 else f'{p:.3f}'})"
+    p = "" if p is None else " (p < 0.001)" if p < 0.001 else f" (p {p:.3f})"
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}{p}"

@@ -1,9 +1,11 @@
 """main.py with B-SiLU for its activation, whose slope the shape "bsilu" gives to ReLU.
 
-    python -m study.b_silu --activation b_silu --data PATH
+    python -m study.b_silu --data PATH
 
 The study asks what GAAF would gain by taking over its values as well (SUGAR, arXiv 2505.22074).
 """
+
+import sys
 
 from training import console
 
@@ -25,4 +27,4 @@ def b_silu(x):
 
 if __name__ == "__main__":
     model.activation_of = lambda settings, strength=1.0: b_silu
-    main.main()
+    main.main([*sys.argv[1:], "--activation=b_silu"])

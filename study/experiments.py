@@ -81,7 +81,7 @@ class Run(NamedTuple):
 
     @property
     def directory(self):
-        name = f"{self.row}-{self.epochs}epochs-seed{self.seed}"
+        name = f"{self.row}-{Path(self.data).stem}-{self.epochs}epochs-seed{self.seed}"
         return self.folder / name.replace(", ", "_").replace(" %", "").replace(" ", "_")
 
     @property
@@ -114,7 +114,7 @@ class Run(NamedTuple):
         with open(seconds, "a", encoding="utf-8") as file:
             file.write(f"{time.monotonic() - began:.1f}\n")
         if code:
-            raise RuntimeError(f"{self.row}: see {self.directory / 'log.txt'}")
+            raise RuntimeError(f"{self.row}, seed {self.seed}: see {self.directory / 'log.txt'}")
         return self.result(sum(map(float, seconds.read_text(encoding="utf-8").split())))
 
     def result(self, seconds):
@@ -145,19 +145,26 @@ def key_of(line):
 
 
 def train(runs, at_once, results=RESULTS):
-    """Trains what is not done yet, some at a time; raises RuntimeError if one fails."""
+    """Trains what is not done yet, some at a time; in the end raises RuntimeError if any failed."""
     done = {key_of(line) for line in read_csv(results)}
     todo = [run for run in runs if run.key not in done]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
-    processes, pool = [], ThreadPoolExecutor(at_once)
+    processes, failed, pool = [], [], ThreadPoolExecutor(at_once)
     try:
-        for run, line in zip(todo, pool.map(lambda run: run.train(processes), todo), strict=True):
+        for trained in [pool.submit(run.train, processes) for run in todo]:
+            try:
+                line = trained.result()
+            except RuntimeError as error:
+                failed.append(str(error))
+                continue
             write_csv(results, [*read_csv(results), line])
-            print(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}", flush=True)
+            print("{row}, seed {seed}: {test_accuracy:.4f}".format(**line), flush=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:  # each saves what it has, and goes on with the next command
             process.terminate()
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def add_penalties(runs, results=RESULTS):
@@ -194,6 +201,8 @@ def main():
     given = parser.parse_args()
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"ROW: allowed is one of {known}; received {', '.join(unknown)}")
+    if min(given.epochs, given.seeds, given.at_once) < 1:
+        parser.error("--epochs, --seeds, --at-once: allowed is 1 or more")
     rows = given.rows or ROWS
     # All rows once, before any a second time.
     runs = [Run(r, s, given.epochs, given.data) for s in range(given.seeds) for r in rows]

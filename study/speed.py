@@ -31,6 +31,7 @@ from study.why import compiled  # noqa: E402
 from training import devices, normalization  # noqa: E402
 from training.data import Data  # noqa: E402
 from training.files import read_csv, write_csv  # noqa: E402
+from training.settings import CHOICES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
 BATCH, LARGE_BATCH, ROUNDS = 128, 1024, 9
@@ -149,7 +150,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--precision", default="float32", help="as of main.py; default float32")
+    precisions = CHOICES["precision"]
+    parser.add_argument(
+        "--precision", default="float32", choices=precisions, help="default float32"
+    )
     parser.add_argument("--memory-of", choices=ROWS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:

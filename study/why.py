@@ -20,14 +20,14 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import main  # noqa: E402
-from training import devices, model  # noqa: E402
+from study.experiments import PAPER  # noqa: E402
+from training import Mistake, devices, model  # noqa: E402
 from training.callbacks import LearningRate  # noqa: E402
 from training.data import load  # noqa: E402
 from training.files import write_text  # noqa: E402
 from training.tensorboard import inputs_of_activations  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "why.json"
-PAPER = {"slope": 5.0, "shift": 0.5}
 NETWORKS = {
     "relu": {"activation": "relu"},
     "relu, dropout 0.2": {"activation": "relu"},
@@ -155,19 +155,27 @@ def train(name, data, source, epochs):
         "loss": history["loss"],
         "accuracy": history["accuracy"],
         "test_accuracy": history["val_accuracy"][-1],
+        "penalty": float(sum(network.losses)),
         "inputs": input_histogram(network, x),
     }
 
 
 def study(source, epochs, results=RESULTS):
-    """Trains the networks that results does not hold yet, and puts them there."""
-    data = load(source)
+    """Trains the networks that results does not hold yet, and puts them there.
+
+    Raises:
+        Mistake: if they hold those of other data or epochs, or there is no such data.
+    """
     found = {"data": Path(source).stem, "epochs": epochs, "edges": EDGES.tolist(), "networks": {}}
     if results.exists():
         before = json.loads(results.read_text(encoding="utf-8"))
-        found |= {"stem": before["stem"]} if "stem" in before else {}
-        if (before["data"], before["epochs"]) == (found["data"], epochs):
-            found = before
+        if (before["data"], before["epochs"]) != (found["data"], epochs):
+            raise Mistake(
+                f"data, epochs: allowed while {results} is there are its {before['data']} and "
+                f"{before['epochs']}; received {found['data']} and {epochs}"
+            )
+        found = before
+    data = load(source)
     if "stem" not in found:
         print("Gradients by depth", flush=True)
         found["stem"] = stem_gradients(data)
@@ -184,4 +192,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="cifar10", help="as of main.py; default cifar10")
     parser.add_argument("--epochs", type=int, default=12, help="default 12")
     given = parser.parse_args()
-    study(given.data, given.epochs)
+    try:
+        study(given.data, given.epochs)
+    except Mistake as mistake:
+        parser.error(str(mistake))

@@ -81,6 +81,12 @@ def test_help_names_every_setting_and_needs_no_keras():
         (["--evaluate", "."], "evaluate"),
         (["--data", "missing.npz"], "data"),
         (["--output-dir", "/dev/null/run", "--data", "digits"], "output_dir"),
+        (
+            ["--output-dir", "x" * 300, "--data", "digits"],
+            "output_dir",
+        ),  # longer than a name may be
+        (["--data", "x" * 300], "data"),
+        (["--evaluate", "x" * 300], "evaluate"),
     ],
 )
 def test_a_mistake_costs_one_line_and_exit_code_2(arguments, name, empty_directory, capsys, count):
@@ -100,6 +106,16 @@ def test_a_mistake_in_a_process_of_its_own():
     assert done.stderr.splitlines() == [
         "main.py: error: epochs: allowed is int from 1 to 1000000; received 0"
     ]
+
+
+def test_a_backend_that_cannot_be_imported_is_a_mistake(tmp_path):
+    done = python(ROOT / "main.py", "--data=digits", cwd=tmp_path, KERAS_BACKEND="pytorch")
+    assert (done.returncode, done.stdout) == (2, "") and list(tmp_path.iterdir()) == []
+    assert re.fullmatch(
+        "main.py: error: KERAS_BACKEND: allowed is tensorflow, jax or torch, if it is installed; "
+        "received 'pytorch': .*\n",
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,7 @@ from resnet_v2 import resnet_v2
 SHAPE = (32, 32, 3)
 SUPPORTED = [
     pytest.param(resnet, depth, marks=[once] * (depth > 100))
-    for resnet, depths in (
-        (resnet_v1, (20, 32, 44, 56, 110, 164, 1001)),
-        (resnet_v2, (20, 56, 110, 164, 1001)),
-    )
+    for resnet, depths in zip((resnet_v1, resnet_v2), make.DEPTHS.values(), strict=True)
     for depth in depths
 ]
 

@@ -1,6 +1,7 @@
 """The study: each run is trained once, by main.py, and lands in the results."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ import main
 from docs import make
 from study import analysis, experiments
 from study.b_silu import b_silu
-from training.files import read_csv, read_history
+from training.files import read_csv, read_history, write_csv
 from training.settings import check, parse
 
 
@@ -28,7 +29,9 @@ def test_every_row_has_settings_that_main_takes(tmp_path):
 def test_the_plain_row_is_of_the_same_network():
     assert experiments.plain_row("shift -1") == "relu"
     assert experiments.plain_row("fading, paper, to 80 %") == "relu"
-    assert experiments.plain_row("v2, paper") == "v2, relu"
+    assert experiments.plain_row("v2, paper, peak") == "v2, relu"
+    assert experiments.plain_row("paper, peak") == "relu"
+    assert experiments.plain_row("augmented, paper, peak") == "augmented, relu"
     assert experiments.plain_row("AdamW, paper") == "AdamW, relu"
     assert experiments.plain_row("GAAF_tanh") == "tanh"
 
@@ -78,11 +81,26 @@ def test_the_slope_of_b_silu_is_that_of_the_shape_of_its_name():
     assert float(b_silu(np.float32(0))) == pytest.approx(0)
 
 
-def test_a_run_that_fails_is_told(tmp_path):
-    run = experiments.Run("relu", 0, 1, "missing.npz", tmp_path)
-    with pytest.raises(RuntimeError, match=r"relu: see .*log\.txt"):
-        experiments.train([run], at_once=1, results=tmp_path / "results.csv")
-    assert "missing.npz" in (run.directory / "log.txt").read_text()
+LINE = {"test_accuracy": 0.5, "data": "digits"}
+
+
+def test_a_run_that_fails_is_told_and_keeps_nobody_else_from_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.Run, "result", lambda run, _: LINE | run._asdict())
+    failing = experiments.Run("relu", 0, 1, "missing.npz", tmp_path)
+    others = [failing._replace(seed=seed, data="digits") for seed in (1, 2)]
+    monkeypatch.setattr(
+        experiments.Run,
+        "command",
+        lambda run: (
+            [sys.executable, experiments.ROOT / "main.py", *run.flags()]
+            if run is failing
+            else [sys.executable, "-c", ""]
+        ),
+    )
+    with pytest.raises(RuntimeError, match=r"^relu, seed 0: see .*log\.txt$"):
+        experiments.train([failing, *others], at_once=1, results=tmp_path / "results.csv")
+    assert "missing.npz" in (failing.directory / "log.txt").read_text()
+    assert [line["seed"] for line in read_csv(tmp_path / "results.csv")] == ["1", "2"]
 
 
 def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
@@ -98,6 +116,27 @@ def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
         experiments.Run("relu", 0, 1, "digits", tmp_path).train([])
     assert started[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert started[0]["TF_FORCE_GPU_ALLOW_GROWTH"] == "false"
+
+
+def test_what_is_not_known_yet_is_left_out():
+    plain = runs(0.5, 0.5, 0.5)
+    lacking = {seed: {**line, "test_accuracy": ""} for seed, line in plain.items()}
+    some = runs(0.6, 0.7) | {"2": lacking["2"]}
+    rows = {"lacking": (20, lacking, plain), "some": (20, some, plain), "same": (20, plain, plain)}
+    found = analysis.differences(rows, analysis.accuracy)
+    assert set(found) == {"some", "same"}
+    assert found["some"][0] == pytest.approx(0.15) and np.isfinite(found["some"][2])
+    assert analysis.in_words(found["same"]) == "+0.0000 ± 0.0000"  # of which there is no t-test
+
+
+def test_runs_on_other_data_are_not_mixed_in(tmp_path, monkeypatch):
+    columns = ("row", "seed", "epochs", "data", "test_accuracy")
+    lines = [("relu", 0, 20, "a", 0.5), ("paper", 0, 20, "a", 0.6), ("paper", 0, 200, "b", 0.9)]
+    write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
+    monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
+    found = analysis.study()
+    assert {row: epochs for row, (epochs, *_) in found.items()} == {"relu": 20, "paper": 20}
+    assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
 
 
 def runs(*accuracies):

@@ -9,6 +9,7 @@ from backends import once
 
 import main
 from study import why
+from training import Mistake
 from training.data import load
 
 
@@ -75,6 +76,8 @@ def test_the_study_trains_what_it_lacks(npz, tmp_path, monkeypatch, capsys):
     assert list(found["networks"]) == list(small)
     for network in found["networks"].values():
         assert len(network["loss"]) == len(network["gradients"]) == 1
+    with pytest.raises(Mistake, match=r"^data, epochs: allowed .* are its small and 1; .* 2$"):
+        why.study(str(npz), 2, tmp_path / "why.json")  # which would mix or lose what there is
     monkeypatch.setattr(why, "train", None)  # nothing is left to train
     why.study(str(npz), 1, tmp_path / "why.json")
     assert json.loads((tmp_path / "why.json").read_text()) == found

@@ -118,6 +118,18 @@ def test_damaged_files(tmp_path, name, content, message, count):
     count("bad inputs refused")
 
 
+def test_an_archive_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    def read_bytes(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "cifar.tar.gz").write_bytes(b"")
+    monkeypatch.setattr("pathlib.Path.read_bytes", read_bytes)
+    with pytest.raises(
+        Mistake, match=r"^data: .*cifar\.tar\.gz cannot be read: Permission denied$"
+    ):
+        data.load(str(tmp_path / "cifar.tar.gz"))
+
+
 def test_missing_array_single_array_and_directory(tmp_path):
     incomplete = arrays()
     del incomplete["y_test"]

@@ -46,6 +46,15 @@ def test_evaluate_refuses_damaged_and_foreign_files(run, tmp_path, capsys, count
     assert "give --data" in stops_with(2, ["--evaluate", str(directory)], capsys)
 
 
+def test_an_error_without_words_is_told_by_its_kind(run, monkeypatch, capsys):
+    def load_model(path, compile):
+        raise RuntimeError
+
+    monkeypatch.setattr(keras.models, "load_model", load_model)
+    message = stops_with(2, ["--evaluate", str(run[0])], capsys)
+    assert message.endswith("which cannot be loaded: RuntimeError\n")
+
+
 def test_the_data_are_found_from_any_directory(npz, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(npz.parent)
     main.main(["--depth=8", "--epochs=1", "--activation=relu", "--data=small.npz"])

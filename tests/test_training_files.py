@@ -31,6 +31,16 @@ def test_a_directory_in_use_is_refused(tmp_path):
         pass
 
 
+def test_a_directory_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    def acquire(lock):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(files.CannotWrite) as caught, files.locked(tmp_path):
+        pass
+    assert caught.value.filename == str(tmp_path / ".lock")
+
+
 def test_a_directory_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("mine")
     refused = pytest.raises(Mistake, match=r"^output_dir: the directory cannot be made: ")

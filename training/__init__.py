@@ -3,3 +3,8 @@
 
 class Mistake(ValueError):
     """Something that the user can put right; the command line tells it in one line."""
+
+
+def reason(error):
+    """What an exception says, in one line; or else its kind."""
+    return " ".join(str(error).split()) or type(error).__name__

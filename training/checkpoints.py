@@ -3,7 +3,7 @@
 import json
 import zipfile
 
-from training import devices
+from training import devices, reason
 from training.console import say
 from training.files import replace_file
 
@@ -63,8 +63,7 @@ class Checkpoints:
                         raise zipfile.BadZipFile(f"{damaged} is damaged")
                     return json.loads(archive.read(HISTORY))
             except Exception as error:  # of the many that a flipped bit has zipfile raise
-                reason = " ".join(str(error).split()) or type(error).__name__
-                say(f"Warning: {path} is damaged ({reason}); the one before it is used")
+                say(f"Warning: {path} is damaged ({reason(error)}); the one before it is used")
         return []
 
     def restore(self, model, epoch):

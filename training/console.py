@@ -7,6 +7,8 @@ import sys
 import tempfile
 import textwrap
 
+from training import Mistake, reason
+
 _is_program = False  # whether this process is main.py's own, and not somebody's notebook
 
 
@@ -66,8 +68,13 @@ def start_keras():
     shown = "TF_CPP_MIN_LOG_LEVEL" in os.environ or not sys.stderr.isatty()
     prepare_environment()
     with contextlib.nullcontext() if shown else _held_back():
-        import keras
-
+        try:
+            import keras
+        except (ImportError, ValueError) as error:
+            raise Mistake(
+                "KERAS_BACKEND: allowed is tensorflow, jax or torch, if it is installed; received "
+                f"{os.environ.get('KERAS_BACKEND', 'that of keras.json')!r}: {reason(error)}"
+            ) from error
         if keras.backend.backend() == "tensorflow":  # which looks for devices now, and says so
             keras.distribution.list_devices()
         elif _is_program:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training import Mistake
+from training import Mistake, reason
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 NAMED = ("cifar10", "cifar100", "digits")
@@ -81,7 +81,7 @@ def require_source(source):
     if source in NAMED:
         return source
     path = Path(os.path.expanduser(source))  # which leaves the ~ of an unknown user as it is
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name that is too long, too
         raise Mistake(
             f"data: allowed is {', '.join(map(repr, NAMED))}, or the path of an .npz file or of "
             f"an official .tar.gz; received {source!r}, which is not a file"
@@ -95,9 +95,8 @@ def _download(name):
     try:
         (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
     except Exception as error:  # Keras raises a bare Exception when there is no connection
-        reason = " ".join(str(error).split())
         raise Mistake(
-            f"data: {name} could not be downloaded ({reason}); give --data the path of its "
+            f"data: {name} could not be downloaded ({reason(error)}); give --data the path of its "
             "official archive or of an .npz file, or --data digits to train on digits"
         ) from error
     if keras.config.image_data_format() == "channels_first":  # so keras.json may say
@@ -128,7 +127,10 @@ def _npz(path):
 
 
 def _official_archive(path):
-    archive = Path(path).read_bytes()
+    try:
+        archive = Path(path).read_bytes()
+    except OSError as error:
+        raise Mistake(f"data: {path} cannot be read: {error.strerror}") from error
     received = hashlib.sha256(archive).hexdigest()
     if received not in ARCHIVES:  # anything else may hold a pickle that runs code
         raise Mistake(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import keras
 
-from training import Mistake
+from training import Mistake, reason
 from training.data import batches, images_of_an_epoch, part_of
 
 WITH_CUDA = {
@@ -72,10 +72,9 @@ def join():
     try:
         keras.distribution.initialize()
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise Mistake(
             f"{names[0]}: allowed is the address of the first process, with {names[1]} and "
-            f"{names[2]}; received {received}: {reason}"
+            f"{names[2]}; received {received}: {reason(error)}"
         ) from error
 
 

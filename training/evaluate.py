@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 import gaaf  # noqa: F401, so that Keras knows what the saved model is made of
-from training import Mistake
+from training import Mistake, reason
 from training.console import say
 from training.data import load
 
@@ -45,9 +45,9 @@ def evaluate(path, data=None):
 def model_path(path):
     """The file of the model."""
     path = Path(os.path.expanduser(path))  # which leaves the ~ of an unknown user as it is
-    candidates = [path / "final.keras", path / "best.keras"] if path.is_dir() else [path]
+    candidates = [path / "final.keras", path / "best.keras"] if os.path.isdir(path) else [path]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False for a name that is too long, too
             return candidate
     raise Mistake(
         "evaluate: allowed is the directory of a run with at least one epoch, or a .keras file; "
@@ -62,7 +62,7 @@ def load_model(path):
     except Exception as error:  # of the many kinds that a file not made by Keras leads to
         raise Mistake(
             f"evaluate: allowed is a model saved by Keras, without code of its own; received "
-            f"'{path}', which cannot be loaded: {str(error).strip().splitlines()[0]}"
+            f"'{path}', which cannot be loaded: {reason(error)}"
         ) from error
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
 from pathlib import Path
 
 from training import Mistake
@@ -58,7 +59,7 @@ def require_same_run(settings, **known):
     """
     directory = directory_of(settings)
     config = directory / "config.json"
-    if settings.overwrite or not config.exists():
+    if settings.overwrite or not os.path.exists(config):  # as one cannot look into any directory
         return ""
     try:
         before = json.loads(config.read_text(encoding="utf-8"))
