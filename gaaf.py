@@ -280,7 +280,7 @@ class GAAF(keras.Operation):
     Args:
         activation: φ: the name of any Keras activation, or a callable; no layer with weights.
         shift: Where s = 0.5 lies: the sigmoid's centre is at x = −shift, in units of x. Finite
-            float; default −1.0, with slope 1 the best that the 2018 experiments found.
+            float; default −1.0, the best of the sigmoids that were tried in 2018.
         slope: Steepness of the sigmoid, in 1/x. Finite float, default 1.0.
         frequency: K, sawtooth periods per unit of x. Positive finite float, default 10,000.
         wave: "floor" (default): g = (Kx − ⌊Kx⌋ − 0.5)/K. "round": g = (|Kx − round(Kx)| − 0.5)/K,

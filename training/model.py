@@ -83,7 +83,7 @@ def carried(settings):
 
 
 def growth(settings, gain=1.0):
-    """How much larger GAAF makes the first convolution's gradient at most, as a power of 2.
+    """About how much larger GAAF makes the first convolution's gradient, as a power of 2.
 
     In version 1 each activation multiplies its square by the mean square gain, E(φ′+s)²/Eφ′² of
     standard normal inputs. In version 2 the l-th block of a stage has three of them in its branch,
