@@ -51,7 +51,7 @@ def test_the_readme_is_a_front_door():
 
 
 @once
-def test_examples_of_models_run(tmp_path, empty_directory):
+def test_examples_of_models_run(tmp_path, empty_directory, caplog):
     first, second = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
     exec(first, names)
@@ -63,5 +63,9 @@ def test_examples_of_models_run(tmp_path, empty_directory):
 
     if keras.backend.backend() == "torch":  # from which Keras exports with torch_xla alone
         second = second.replace("plain.export", "# plain.export")
+    caplog.set_level("INFO", "gaaf")
     exec(second, names)
     assert names["replaced"] == 35
+    shown = re.escape(re.search(r"```text\nINFO:gaaf:(.*)\n```", README)[1])
+    shown = shown.replace(re.escape("0e+00"), r"\d+e[+-]\d+")
+    assert any(re.fullmatch(shown, message) for message in caplog.messages), caplog.messages
