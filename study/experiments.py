@@ -10,6 +10,8 @@ into study/results/experiments.csv, a line a run; the tables in docs/study.md co
 import argparse
 import json
 import os
+import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,14 +103,20 @@ class Run(NamedTuple):
         program = ["-m", "study.b_silu"] if lacking else [ROOT / "main.py"]
         return [sys.executable, *program, *self.flags()]
 
-    def train(self, processes):
-        """Trains it, or goes on; returns the line of the results. Fails with RuntimeError."""
+    def train(self, processes, cores=()):
+        """Trains it, or goes on; returns the line of the results. Fails with RuntimeError.
+
+        Args:
+            processes: List to which the process is added, while it trains.
+            cores: What stands before the command, as `cores_of_each` returns it. Default: nothing.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         began, seconds = time.monotonic(), self.directory / "seconds.txt"
         print(f"{self.row}, seed {self.seed}: see {self.directory / 'log.txt'}", flush=True)
         with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
             environment = {**SHARING, **os.environ}
-            process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
+            command = [*cores, *self.command()]
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             processes.append(process)
             code = process.wait()
         with open(seconds, "a", encoding="utf-8") as file:
@@ -144,14 +152,33 @@ def key_of(line):
     return tuple(line[column] for column in ("row", "seed", "epochs", "data"))
 
 
+def cores_of_each(at_once):
+    """What gives each of so many trainings cores of its own: faster than if all had all of them."""
+    if at_once == 1 or not shutil.which("taskset"):
+        return [[]] * at_once
+    cores = sorted(map(str, os.sched_getaffinity(0)))
+    return [["taskset", "-c", ",".join(cores[i::at_once] or cores)] for i in range(at_once)]
+
+
 def train(runs, at_once, results=RESULTS):
     """Trains what is not done yet, some at a time; in the end raises RuntimeError if any failed."""
     done = {key_of(line) for line in read_csv(results)}
     todo = [run for run in runs if run.key not in done]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     processes, failed, pool = [], [], ThreadPoolExecutor(at_once)
+    free = queue.SimpleQueue()
+    for cores in cores_of_each(at_once):
+        free.put(cores)
+
+    def on_free_cores(run):
+        cores = free.get()
+        try:
+            return run.train(processes, cores)
+        finally:
+            free.put(cores)
+
     try:
-        for trained in [pool.submit(run.train, processes) for run in todo]:
+        for trained in [pool.submit(on_free_cores, run) for run in todo]:
             try:
                 line = trained.result()
             except RuntimeError as error:

@@ -103,6 +103,16 @@ def test_a_run_that_fails_is_told_and_keeps_nobody_else_from_training(tmp_path, 
     assert [line["seed"] for line in read_csv(tmp_path / "results.csv")] == ["1", "2"]
 
 
+def test_trainings_side_by_side_have_cores_of_their_own(monkeypatch):
+    assert experiments.cores_of_each(1) == [[]]
+    monkeypatch.setattr(experiments.shutil, "which", lambda program: program)
+    monkeypatch.setattr(experiments.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert experiments.cores_of_each(2) == [["taskset", "-c", "0,2"], ["taskset", "-c", "1"]]
+    assert len(experiments.cores_of_each(4)) == 4  # more than there are
+    monkeypatch.setattr(experiments.shutil, "which", lambda program: None)
+    assert experiments.cores_of_each(2) == [[], []]
+
+
 def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
     def popen(command, env, **others):
         started.append(env)
