@@ -60,12 +60,12 @@ def require_back_and_forth(model, count, atol=1e-3):
     return with_gaaf
 
 
-MARKS = {"VGG16": [], "ResNet50V2": once, "MobileNetV2": once}  # the other ones take long
-
-
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in APPLICATIONS],
+    [
+        pytest.param(name, marks=once if name == "VGG16" else pytest.mark.slow)
+        for name in APPLICATIONS
+    ],
 )
 def test_keras_applications(name):
     size, count = APPLICATIONS[name]
@@ -353,6 +353,7 @@ def test_preprocessing_keeps_its_seeds():
     np.testing.assert_array_equal(to_numpy(plain(data, training=True)), expected)
 
 
+@once
 @pytest.mark.parametrize("rnn", [layers.LSTM, layers.GRU])
 def test_masks_are_passed_on_as_before(rnn):
     x = keras.Input((6,), dtype="int32")

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND, derivatives, once, to_numpy, ways_to_call
+from backends import BACKEND, derivatives, to_numpy, ways_to_call
 
 import gaaf
 
@@ -604,7 +604,7 @@ def test_a_saved_model_loads_in_a_fresh_process_and_trains_on(tmp_path):
     check_in_a_fresh_process(model_of_every_kind(), x, y, tmp_path)
 
 
-@once
+@pytest.mark.slow
 def test_a_resnet_of_a_name_loads_in_a_fresh_process_and_trains_on(tmp_path):
     from resnet_v1 import resnet_v1
 

@@ -169,6 +169,7 @@ def test_the_seed_decides_the_run(npz, tmp_path):
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
+@once
 def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
     traced = []
     call = gaaf.GAAF.call
@@ -188,7 +189,7 @@ def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "version, depth, activation",
-    [(1, 8, "GAAF_relu"), pytest.param(2, 11, "GAAF_tanh", marks=once)],
+    [(1, 8, "GAAF_relu"), pytest.param(2, 11, "GAAF_tanh", marks=pytest.mark.slow)],
 )
 def test_training_on_the_digits(version, depth, activation, empty_directory, graphics_card, capsys):
     arguments = {
@@ -250,6 +251,7 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, gra
     assert f"accuracy {rows[-1]['val_accuracy']:.4f}" in said
 
 
+@once
 def test_train_from_python_returns_the_history(npz, tmp_path):
     settings = main.Settings(
         depth=8,
@@ -345,6 +347,7 @@ def test_callbacks_metrics_and_schedules_of_ones_own(npz, tmp_path, monkeypatch,
     assert (tmp_path / "run" / "final.keras").exists()
 
 
+@once
 def test_a_plateau_lowers_a_constant_rate_and_it_stays_low(npz, tmp_path, capsys):
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, mode="max")
     settings = main.Settings(

@@ -20,6 +20,7 @@ SUPPORTED = [
 ]
 
 
+@once
 @pytest.mark.parametrize(
     "resnet, depth, parameters",
     [
@@ -88,6 +89,7 @@ def test_v2_is_pre_activation():
     assert [x.name for x in followers(network.get_layer("final_act"))] == ["pool"]
 
 
+@once
 def test_stages():
     v1, v2 = resnet_v1(SHAPE, 20), resnet_v2(SHAPE, 20)
     wide = resnet_v1(SHAPE, 1001)

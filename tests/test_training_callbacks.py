@@ -5,6 +5,7 @@ import threading
 
 import keras
 import pytest
+from backends import once
 
 import main
 from training import Mistake, callbacks
@@ -156,6 +157,7 @@ def test_tensorboard_has_the_whole_history_in_each_phase_and_after_a_stop(tmp_pa
     assert (seen[3, "loss/train"], seen[3, "loss/test"]) == (1.0, 2.0)
 
 
+@once
 def test_gradient_histograms_are_those_of_the_activations(npz, tmp_path):
     flags = ["--depth=8", f"--data={npz}", "--shape=none", f"--output-dir={tmp_path / 'run'}"]
     main.main([*flags, "--epochs=1", "--gradient-histograms"])

@@ -130,6 +130,12 @@ def test_two_processes_train_as_one_does(small):
         keras.models.load_model(small / "one" / "final.keras").get_weights()[0],
         atol=1e-4,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras trains in several processes on JAX")
+def test_two_processes_go_on(small):
+    processes(small)
     (code, out, err), (other_code, *_) = processes(small, "--epochs=3")
     assert (code, other_code) == (0, 0), err
     assert "Going on after epoch 2 of 3" in out

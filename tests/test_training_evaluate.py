@@ -4,6 +4,7 @@ import re
 
 import keras
 import numpy as np
+from backends import once
 from trainings import stops_with
 
 import main
@@ -91,6 +92,7 @@ def test_a_model_of_other_images_is_refused(run, npz, tmp_path, capsys):
         assert words in message and "from (None, 32, 32, 3) to (None, 10)" in message
 
 
+@once
 def test_images_of_many_classes_train_and_show_the_worst_confusions(tmp_path, capsys):
     """Grey ones of 64 × 64 pixels, too."""
     x = np.random.default_rng(0).integers(0, 256, (110, 64, 64), dtype="uint8")

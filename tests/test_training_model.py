@@ -7,7 +7,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from backends import to_numpy
+from backends import once, to_numpy
 
 import gaaf
 import main
@@ -107,6 +107,7 @@ def test_a_mistyped_activation_is_told_with_the_three_nearest(activation, neares
         require_buildable(main.Settings(activation=name, shape="sigmoid"))
 
 
+@once
 def test_every_name_that_is_allowed_can_be_trained_with():
     x = keras.ops.convert_to_tensor(RNG.normal(size=(2, 4, 4, 8)).astype("float32"))
     names = {name for name in dir(keras.activations) if name[0].islower()} - NO_ACTIVATIONS
@@ -141,6 +142,7 @@ def test_another_float_in_keras_json_is_refused(floatx, npz, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@once
 def test_the_channels_come_last_whatever_keras_json_says():
     sizes = {1: 274_442, 2: 574_090}
     for version, parameters in sizes.items():

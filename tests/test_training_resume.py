@@ -102,6 +102,7 @@ def test_a_run_that_has_ended_is_told_with_its_result(run, capsys):
     assert contents(directory / "checkpoints") == before
 
 
+@once
 def test_a_run_goes_on_for_longer_in_the_directory_of_its_settings(npz, monkeypatch, capsys):
     monkeypatch.chdir(npz.parent)
     command = ["--depth=8", "--batch-size=64", "--activation=relu", "--data=./small.npz"]
@@ -117,6 +118,7 @@ def test_a_run_goes_on_for_longer_in_the_directory_of_its_settings(npz, monkeypa
     assert list((npz.parent / "runs").iterdir()) == [directory]
 
 
+@once
 def test_another_optimizer_is_refused_and_begins_anew_where_that_is_ignored(
     run, capsys, monkeypatch
 ):
