@@ -140,10 +140,10 @@ def growth_table():
 def study_table():
     """A line for each row that has been run: its longest runs, and their differences to relu."""
     header = ("row", "2018 report", "test", "− relu (Holm's p)", "best test", "training")
-    header += ("cross-entropy", "− relu (Holm's p)", "penalty", "runs", "epochs")
+    header += ("cross-entropy", "− relu (Holm's p)", "penalty", "runs", "epochs", "code")
     lines, rows = [], study()
     gain, cost = differences(rows, accuracy), differences(rows, cross_entropy)
-    for row, (epochs, found, _) in rows.items():
+    for row, (epochs, sources, found, _) in rows.items():
         test = [accuracy(line) for line in found.values()]
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         lines.append(
@@ -159,6 +159,7 @@ def study_table():
                 f"{mean_of(found, penalty):.3f}",
                 len(test),
                 epochs,
+                sources or "earlier",
             )
         )
     return table(header, lines)
@@ -168,7 +169,7 @@ def answer_table():
     """The rows of the study with the most seeds, in the few columns that answer the question."""
     rows, lines = study(), []
     gain, cost = differences(rows, accuracy), differences(rows, cross_entropy)
-    for row, (_, runs, _) in rows.items():
+    for row, (*_, runs, _) in rows.items():
         if len(runs) > 2:
             versus = in_words(gain.get(row)), in_words(cost.get(row), digits=3)
             lines.append((row, f"{mean_of(runs, accuracy):.4f}", *versus, len(runs)))
@@ -181,8 +182,8 @@ def plot_study(path):
     figure = Figure(figsize=(14, 5), layout="constrained")
     by_shift, *versus = figure.subplots(1, 3)
     found = study()
-    relu = found["relu"][0]
-    means = {row: mean_of(lines, accuracy) for row, (n, lines, _) in found.items() if n == relu}
+    relu = found["relu"].epochs
+    means = {k: mean_of(row.runs, accuracy) for k, row in found.items() if row.epochs == relu}
     curves = {"2018, 200 epochs": EARLIER, f"ours, {relu} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):
         shifts = [shift for shift in experiments.SHIFTS if f"shift {shift:g}" in accuracies]

@@ -1,6 +1,8 @@
 """What the results of the study say: means over seeds, and differences to relu."""
 
 import statistics
+from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -9,28 +11,40 @@ from study.experiments import RESULTS, ROWS, plain_row
 from training.files import read_csv
 
 
-def study():
-    """{row: (epochs, its longest runs, those of its plain row)}; runs are {seed: line}.
+class Row(NamedTuple):
+    """The runs of a row that are compared, {seed: line of the results}, and those of its plain row.
 
-    Rows that have not been run are left out, and data sets but the one with the most runs. A plain
-    row has none to be compared with.
+    All have as many epochs and were made by the same sources.
+    """
+
+    epochs: int
+    sources: str
+    runs: dict
+    plain: dict
+
+
+def study():
+    """{row: `Row`} of the rows that have been run: the longest runs, of these the most alike.
+
+    Data sets but the one with the most runs are left out. A plain row has none to compare it with.
     """
     results, found = read_csv(RESULTS), {}
     data = statistics.mode(x["data"] for x in results)
-    results = [x for x in results if x["data"] == data]
+    lines = [x for x in results if x["data"] == data]
     for row in ROWS:
-        epochs = max((int(x["epochs"]) for x in results if x["row"] == row), default=0)
-        plain = plain_row(row)
-        versus = {} if plain == row else runs_of(plain, epochs, results)
-        if epochs:
-            found[row] = (epochs, runs_of(row, epochs, results), versus)
+        groups = Counter((int(x["epochs"]), x["sources"]) for x in lines if x["row"] == row)
+        if groups:
+            group = max(groups, key=lambda group: (group[0], groups[group]))
+            plain = plain_row(row)
+            versus = {} if plain == row else runs_of(plain, *group, lines)
+            found[row] = Row(*group, runs_of(row, *group, lines), versus)
     return found
 
 
-def runs_of(row, epochs, results):
-    """{seed: line of the results} of the runs of a row with that many epochs."""
-    wanted = (row, str(epochs))
-    return {x["seed"]: x for x in results if (x["row"], x["epochs"]) == wanted}
+def runs_of(row, epochs, sources, lines):
+    """{seed: line of the results} of the runs of a row with so many epochs, by these sources."""
+    wanted = (row, str(epochs), sources)
+    return {x["seed"]: x for x in lines if (x["row"], x["epochs"], x["sources"]) == wanted}
 
 
 def column(name):
@@ -63,7 +77,7 @@ def differences(found, measure):
         measure: Function from a line of the results to a number.
     """
     pairs = {}
-    for row, (_, runs, plain) in found.items():
+    for row, (*_, runs, plain) in found.items():
         paired = (measure(line) - measure(plain[s]) for s, line in runs.items() if s in plain)
         pairs[row] = [x for x in paired if np.isfinite(x)]
     tested = {row: stats.ttest_1samp(x, 0).pvalue for row, x in pairs.items() if len(set(x)) > 1}

@@ -8,6 +8,7 @@ into study/results/experiments.csv, a line a run; the tables in docs/study.md co
 """
 
 import argparse
+import functools
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from training.files import read_csv, read_history, write_csv
+from training.identity import sources
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "study" / "results" / "experiments.csv"
@@ -83,13 +85,14 @@ class Run(NamedTuple):
 
     @property
     def directory(self):
-        name = f"{self.row}-{Path(self.data).stem}-{self.epochs}epochs-seed{self.seed}"
-        return self.folder / name.replace(", ", "_").replace(" %", "").replace(" ", "_")
+        return self.folder / "-".join(self.key).replace(", ", "_").replace(" %", "").replace(
+            " ", "_"
+        )
 
     @property
     def key(self):
         """What tells its line of the results from the others, as `key_of` does."""
-        return self.row, str(self.seed), str(self.epochs), Path(self.data).stem
+        return self.row, str(self.seed), str(self.epochs), Path(self.data).stem, code()
 
     def flags(self):
         settings = {"data": self.data, "epochs": self.epochs, "seed": self.seed}
@@ -99,23 +102,16 @@ class Run(NamedTuple):
 
     def command(self):
         """What trains it: main.py, or for the one function that Keras lacks what adds that."""
-        lacking = ROWS[self.row].get("activation") == "b_silu"
-        program = ["-m", "study.b_silu"] if lacking else [ROOT / "main.py"]
+        program = ["-m", "study.b_silu"] if self.row == "B-SiLU" else [ROOT / "main.py"]
         return [sys.executable, *program, *self.flags()]
 
     def train(self, processes, cores=()):
-        """Trains it, or goes on; returns the line of the results. Fails with RuntimeError.
-
-        Args:
-            processes: List to which the process is added, while it trains.
-            cores: What stands before the command, as `cores_of_each` returns it. Default: nothing.
-        """
+        """Trains it, or goes on; returns the line of the results. Fails with RuntimeError."""
         self.directory.mkdir(parents=True, exist_ok=True)
         began, seconds = time.monotonic(), self.directory / "seconds.txt"
         print(f"{self.row}, seed {self.seed}: see {self.directory / 'log.txt'}", flush=True)
         with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
-            environment = {**SHARING, **os.environ}
-            command = [*cores, *self.command()]
+            command, environment = [*cores, *self.command()], {**SHARING, **os.environ}
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             processes.append(process)
             code = process.wait()
@@ -143,13 +139,24 @@ class Run(NamedTuple):
             "device": config["device"],
             "versions": ", ".join(f"{k} {v}" for k, v in config["versions"].items()),
             "settings": json.dumps(ROWS[self.row]),
-            "sources": sha256(json.dumps(config["sources"]).encode()).hexdigest()[:8],
+            "sources": digest_of(config["sources"]),
         }
 
 
+def digest_of(sources):
+    """A digest of the code that trains, as what config.json keeps of it."""
+    return sha256(json.dumps(sources).encode()).hexdigest()[:8]
+
+
+@functools.cache  # of the code that this process began with
+def code():
+    """The digest of the code that would train now."""
+    return digest_of(sources(ROOT / "main.py"))
+
+
 def key_of(line):
-    """What tells a line of the results from the others."""
-    return tuple(line[column] for column in ("row", "seed", "epochs", "data"))
+    """What tells a line of the results from the others: a row made by other code is another one."""
+    return tuple(line[column] for column in ("row", "seed", "epochs", "data", "sources"))
 
 
 def cores_of_each(at_once):
@@ -200,15 +207,12 @@ def add_penalties(runs, results=RESULTS):
     That takes Keras, which would take memory of the GPU from the trainings, and so comes last.
     """
     lines = {key_of(line): line for line in read_csv(results)}
-    lacking = [run for run in runs if lines.get(run.key, {}).get("penalty") == ""]
-    if not lacking:
-        return
     import keras
 
     import gaaf  # noqa: F401 - so that Keras knows it
     from study import b_silu  # noqa: F401
 
-    for run in lacking:
+    for run in (run for run in runs if lines.get(run.key, {}).get("penalty") == ""):
         model = keras.models.load_model(run.directory / "final.keras", compile=False)
         lines[run.key]["penalty"] = round(float(sum(model.losses)), 6)
     write_csv(results, lines.values())
@@ -218,9 +222,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.replace("%", "%%"), formatter_class=argparse.RawTextHelpFormatter
     )
-    known = ", ".join(ROWS)
-    rows_help = f"default: all: {known}".replace("%", "%%")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=rows_help)
+    known = "; ".join(ROWS)
+    listed = f"default: all: {known}".replace("%", "%%")
+    parser.add_argument("rows", nargs="*", metavar="ROW", default=[*ROWS], help=listed)
     parser.add_argument("--data", default="cifar10", help="as of main.py; default cifar10")
     parser.add_argument("--epochs", type=int, default=200, help="default 200")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … a row; default 3")
@@ -230,9 +234,8 @@ def main():
         parser.error(f"ROW: allowed is one of {known}; received {', '.join(unknown)}")
     if min(given.epochs, given.seeds, given.at_once) < 1:
         parser.error("--epochs, --seeds, --at-once: allowed is 1 or more")
-    rows = given.rows or ROWS
     # All rows once, before any a second time.
-    runs = [Run(r, s, given.epochs, given.data) for s in range(given.seeds) for r in rows]
+    runs = [Run(r, s, given.epochs, given.data) for s in range(given.seeds) for r in given.rows]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are to end as well
     try:
         train(runs, given.at_once)

@@ -54,11 +54,15 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
         assert float(line["train_loss"]) == history[-1]["loss"] and line["epochs"] == "1"
         assert json.loads(line["settings"]) == rows[line["row"]]
         assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
+        assert run.key == experiments.key_of(line)
 
     monkeypatch.setattr(experiments.Run, "train", None)  # nothing is left to train
     experiments.train(runs, at_once=2, results=results)
     assert "3 of 3 runs are done" in capsys.readouterr().out
     assert read_csv(results) == lines
+    with monkeypatch.context() as patch, pytest.raises(TypeError):  # by other code, all are
+        patch.setattr(experiments, "code", lambda: "other code")
+        experiments.train(runs, at_once=2, results=results)
 
     assert {line.pop("penalty") for line in lines} == {""}
     experiments.add_penalties(runs, results)
@@ -81,7 +85,7 @@ def test_the_slope_of_b_silu_is_that_of_the_shape_of_its_name():
     assert float(b_silu(np.float32(0))) == pytest.approx(0)
 
 
-LINE = {"test_accuracy": 0.5, "data": "digits"}
+LINE = {"test_accuracy": 0.5, "data": "digits", "sources": ""}
 
 
 def test_a_run_that_fails_is_told_and_keeps_nobody_else_from_training(tmp_path, monkeypatch):
@@ -132,20 +136,27 @@ def test_what_is_not_known_yet_is_left_out():
     plain = runs(0.5, 0.5, 0.5)
     lacking = {seed: {**line, "test_accuracy": ""} for seed, line in plain.items()}
     some = runs(0.6, 0.7) | {"2": lacking["2"]}
-    rows = {"lacking": (20, lacking, plain), "some": (20, some, plain), "same": (20, plain, plain)}
+    rows = {
+        "lacking": analysis.Row(20, "a", lacking, plain),
+        "some": analysis.Row(20, "a", some, plain),
+        "same": analysis.Row(20, "a", plain, plain),
+    }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"some", "same"}
     assert found["some"][0] == pytest.approx(0.15) and np.isfinite(found["some"][2])
     assert analysis.in_words(found["same"]) == "+0.0000 ± 0.0000"  # of which there is no t-test
 
 
-def test_runs_on_other_data_are_not_mixed_in(tmp_path, monkeypatch):
-    columns = ("row", "seed", "epochs", "data", "test_accuracy")
-    lines = [("relu", 0, 20, "a", 0.5), ("paper", 0, 20, "a", 0.6), ("paper", 0, 200, "b", 0.9)]
+def test_runs_on_other_data_or_of_other_code_are_not_mixed_in(tmp_path, monkeypatch):
+    columns = ("row", "seed", "epochs", "data", "test_accuracy", "sources")
+    lines = [("relu", 0, 20, "a", 0.5, "f"), ("paper", 0, 20, "a", 0.6, "f")]
+    lines += [("paper", 0, 200, "b", 0.9, "f"), ("paper", 1, 20, "a", 0.7, "other code")]
+    lines += [("paper", 2, 20, "a", 0.8, "f"), ("relu", 1, 20, "a", 0.5, "f")]
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
     found = analysis.study()
-    assert {row: epochs for row, (epochs, *_) in found.items()} == {"relu": 20, "paper": 20}
+    assert {row: pair.epochs for row, pair in found.items()} == {"relu": 20, "paper": 20}
+    assert set(found["paper"].runs) == {"0", "2"}
     assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
 
 
@@ -156,8 +167,14 @@ def runs(*accuracies):
 
 def test_differences_are_paired_by_seed():
     plain = runs(0.80, 0.80, 0.80)
-    rows = {"plain": (20, plain, {}), "three": (20, runs(0.81, 0.82, 0.83), plain)}
-    rows |= {"one": (20, runs(0.81), plain), "alone": (20, runs(0.81), {})}
+    rows = {
+        "plain": analysis.Row(20, "a", plain, {}),
+        "three": analysis.Row(20, "a", runs(0.81, 0.82, 0.83), plain),
+    }
+    rows |= {
+        "one": analysis.Row(20, "a", runs(0.81), plain),
+        "alone": analysis.Row(20, "a", runs(0.81), {}),
+    }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"three", "one"}
     assert analysis.in_words(found["three"]) == "+0.0200 ± 0.0248 (p 0.074)"
@@ -170,9 +187,9 @@ def test_differences_are_paired_by_seed():
 def test_p_is_corrected_for_the_number_of_rows():
     """By Holm: the smallest of three counts three times, the next twice, and none less than it."""
     plain = runs(0.5, 0.5, 0.5, 0.5)
-    rows = {"little": (20, runs(0.49, 0.52, 0.48, 0.53), plain)}
-    rows |= {"much": (20, runs(0.60, 0.61, 0.62, 0.63), plain)}
-    rows |= {"some": (20, runs(0.5, 0.51, 0.52, 0.53), plain)}
+    rows = {"little": analysis.Row(20, "a", runs(0.49, 0.52, 0.48, 0.53), plain)}
+    rows |= {"much": analysis.Row(20, "a", runs(0.60, 0.61, 0.62, 0.63), plain)}
+    rows |= {"some": analysis.Row(20, "a", runs(0.5, 0.51, 0.52, 0.53), plain)}
     alone = {
         row: analysis.differences({row: pair}, analysis.accuracy)[row][2]
         for row, pair in rows.items()
