@@ -11,7 +11,6 @@ import argparse
 import functools
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
@@ -173,16 +172,14 @@ def train(runs, at_once, results=RESULTS):
     todo = [run for run in runs if run.key not in done]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     processes, failed, pool = [], [], ThreadPoolExecutor(at_once)
-    free = queue.SimpleQueue()
-    for cores in cores_of_each(at_once):
-        free.put(cores)
+    free = cores_of_each(at_once)  # as many as there are threads, so that it is never empty
 
     def on_free_cores(run):
-        cores = free.get()
+        cores = free.pop()
         try:
             return run.train(processes, cores)
         finally:
-            free.put(cores)
+            free.append(cores)
 
     try:
         for trained in [pool.submit(on_free_cores, run) for run in todo]:
@@ -207,12 +204,15 @@ def add_penalties(runs, results=RESULTS):
     That takes Keras, which would take memory of the GPU from the trainings, and so comes last.
     """
     lines = {key_of(line): line for line in read_csv(results)}
+    lacking = [run for run in runs if lines.get(run.key, {}).get("penalty") == ""]
+    if not lacking:
+        return
     import keras
 
     import gaaf  # noqa: F401 - so that Keras knows it
     from study import b_silu  # noqa: F401
 
-    for run in (run for run in runs if lines.get(run.key, {}).get("penalty") == ""):
+    for run in lacking:
         model = keras.models.load_model(run.directory / "final.keras", compile=False)
         lines[run.key]["penalty"] = round(float(sum(model.losses)), 6)
     write_csv(results, lines.values())

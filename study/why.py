@@ -20,7 +20,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import main  # noqa: E402
-from study.experiments import PAPER  # noqa: E402
+from study.experiments import PAPER, PEAK, RELU  # noqa: E402
 from training import Mistake, devices, model  # noqa: E402
 from training.callbacks import LearningRate  # noqa: E402
 from training.data import load  # noqa: E402
@@ -28,22 +28,22 @@ from training.files import write_text  # noqa: E402
 from training.tensorboard import inputs_of_activations  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "why.json"
-NETWORKS = {
-    "relu": {"activation": "relu"},
-    "relu, dropout 0.2": {"activation": "relu"},
-    "paper": {**PAPER, "gain": 1.0},
-    "paper, peak": {**PAPER, "gain": "peak"},
-}
 BY_DEPTH = {
-    "relu": {"activation": "relu"},
+    "relu": RELU,
     "GAAF_relu": {"gain": 1.0},
     "GAAF_relu, peak": {"gain": "peak"},
     "paper": {**PAPER, "gain": 1.0},
-    "paper, peak": {**PAPER, "gain": "peak"},
+    "paper, peak": PEAK,
     "bsilu": {"shape": "bsilu", "wave": "none", "gain": 1.0},
     "tanh": {"activation": "tanh"},
     "GAAF_tanh": {"activation": "GAAF_tanh", "gain": 1.0},
     "GAAF_tanh, peak": {"activation": "GAAF_tanh", "gain": "peak"},
+}
+NETWORKS = {
+    "relu": RELU,
+    "relu, dropout 0.2": RELU,
+    "paper": BY_DEPTH["paper"],
+    "paper, peak": PEAK,
 }
 DEPTHS = (20, 56, 110, 164)  # both versions have them
 IMAGES = 512

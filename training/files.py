@@ -118,20 +118,17 @@ def locked(directory):
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Mistake(f"output_dir: the directory cannot be made: {error}") from error
-    lock = filelock.FileLock(directory / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise InUse(
-            "output_dir: allowed is a directory that no other process trains in; "
-            f"received '{directory}'"
-        ) from error
-    except OSError as error:
-        raise CannotWrite(error.errno, error.strerror, str(lock.lock_file)) from error
-    try:
+    path = directory / ".lock"
+    with writing(path):
+        try:
+            held = filelock.FileLock(path, timeout=0).acquire()
+        except filelock.Timeout as error:
+            raise InUse(
+                "output_dir: allowed is a directory that no other process trains in; "
+                f"received '{directory}'"
+            ) from error
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def remove_run(directory):
