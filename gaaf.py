@@ -23,7 +23,7 @@ import pathlib
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -255,6 +255,11 @@ def _of_keras(function):
     return function
 
 
+def _shape_of(phi):
+    """What shape "auto" stands for, or None; of any callable, one without a hash too."""
+    return next((shape for known, shape in _SHAPE_OF.items() if known is phi), None)
+
+
 def _is_stateless(layer):
     try:
         layer(keras.KerasTensor((1, 1)))  # creates the weights
@@ -337,7 +342,7 @@ class GAAF(keras.Operation):
         if isinstance(shape, dict):  # of a saved model
             shape = keras.saving.deserialize_keras_object(shape)
         if shape == "auto":
-            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else _SHAPE_OF.get(phi, "auto")
+            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else _shape_of(phi) or "auto"
         allowed = "'sigmoid', 'gaussian', None, a callable, 'auto' for relu, relu6 and tanh, or "
         allowed += "'bsilu', 'nelu', 'leaky' for relu"
         ok = shape in tuple(_SHAPES)[: None if phi is relu else 3]
@@ -348,8 +353,9 @@ class GAAF(keras.Operation):
         self.strength = _number("strength", strength)
         self._factor = self.gain
         if gain == "peak":
-            parameters = self.shift, self.slope, wave, shape, self.strength
-            self._factor = _gain_at_peak(phi, *parameters)
+            parameters = phi, self.shift, self.slope, wave, shape, self.strength
+            known = all(isinstance(x, Hashable) for x in parameters)
+            self._factor = (_gain_at_peak if known else _gain_at_peak.__wrapped__)(*parameters)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):
@@ -524,7 +530,8 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
     """
 
     def plain(x):
-        phi = x.activation if isinstance(x, GAAF) else {GAAF_relu: relu, GAAF_tanh: tanh}.get(x)
+        phi = relu if x is GAAF_relu else tanh if x is GAAF_tanh else None
+        phi = x.activation if isinstance(x, GAAF) else phi
         return phi and (plain(phi) or phi)
 
     return _converted(model, plain, check)
@@ -537,7 +544,7 @@ def _phi(x):
     if phi is relu and hasattr(x, "negative_slope"):
         limits = x.max_value, x.negative_slope, x.threshold
         return {(None, 0, 0): phi, (6, 0, 0): relu6}.get(limits) or keras.layers.ReLU(*limits)
-    return phi if phi in _SHAPE_OF else None
+    return phi if _shape_of(phi) else None
 
 
 def _is_keras(x):

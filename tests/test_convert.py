@@ -1,5 +1,6 @@
 """GAAF in other people's models: put in by to_gaaf, taken out by to_plain."""
 
+import dataclasses
 import warnings
 
 import keras
@@ -510,3 +511,30 @@ def test_what_was_compared_is_logged(caplog):
         in compared
     )
     assert not_compared.endswith("1 activations replaced, not compared")
+
+
+@keras.saving.register_keras_serializable("test")
+@dataclasses.dataclass  # whose objects have no hash
+class Bell:
+    width: float = 3.0
+
+    def __call__(self, x):
+        return ops.exp(-ops.square(x) / self.width)
+
+    def get_config(self):
+        return {"width": self.width}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def test_activations_without_a_hash_stay_and_lose_their_gaaf():
+    own = gaaf.GAAF(Bell(), shape="gaussian")
+    activations = [layers.Activation(x) for x in (Bell(2.0), "relu", own)]
+    model = keras.Sequential([keras.Input((3,)), *activations])
+    copy, replaced = gaaf.to_gaaf(model)
+    assert replaced == 1 and isinstance(copy.layers[1].activation, gaaf.GAAF)
+    plain, replaced = gaaf.to_plain(copy)
+    assert replaced == 2
+    assert [x.activation for x in plain.layers] == [Bell(2.0), keras.activations.relu, Bell()]

@@ -1,5 +1,6 @@
 """The activations: values and gradients against the closed form, dtypes, errors, saving."""
 
+import dataclasses
 import inspect
 import os
 import subprocess
@@ -664,3 +665,27 @@ def test_repr_is_what_makes_it_again():
     function = gaaf.GAAF("relu", shift=0.5, slope=5, wave=None, gain="peak", name="gaaf")
     again = eval(repr(function).replace("GAAF(", "gaaf.GAAF(name='gaaf', "))
     assert again.get_config() == function.get_config()
+
+
+@pytest.mark.parametrize("gain", [1.0, "peak"])
+def test_a_shape_and_an_activation_without_a_hash(gain):
+    """Such as the objects of a dataclass."""
+
+    @dataclasses.dataclass
+    class Bell:
+        width: float
+
+        def __call__(self, x):
+            return keras.ops.exp(-keras.ops.square(x) / self.width)
+
+    x = np.linspace(-5, 5, 10001)
+    bell = np.exp(-(x**2) / 3)
+    for function, slope in (
+        (gaaf.GAAF("tanh", shape=Bell(3.0), gain=gain), 1 - np.tanh(x) ** 2 + bell),
+        (gaaf.GAAF(Bell(3.0), shape="gaussian", gain=gain), -2 / 3 * x * bell + bell),
+    ):
+        factor = 1 if gain == 1.0 else 1 / np.abs(slope).max()
+        found = keras.ops.convert_to_numpy(gaaf.gradient(function, x))
+        np.testing.assert_allclose(found, factor * slope, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="shape: allowed is"):
+        gaaf.GAAF(Bell(3.0))

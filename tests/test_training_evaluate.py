@@ -4,11 +4,12 @@ import re
 
 import keras
 import numpy as np
+import pytest
 from backends import once
 from trainings import stops_with
 
 import main
-from training.evaluate import confusion_table, evaluate, worst_confusions
+from training.evaluate import confusion_table, confusions, evaluate, worst_confusions
 
 
 def test_evaluate_takes_a_run_or_a_file(run, capsys):
@@ -128,3 +129,12 @@ def test_tables_of_confusions():
     title, _, worst, then = worst_confusions(counts).splitlines()  # and no others
     assert title == "the 2 worst confusions, of 6:"
     assert (worst.split(), then.split()) == (["0", "1", "5", "1005"], ["2", "0", "1", "4"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "fits"), [(14, 9, True), (15, 9, False), (14, 1000, False)]
+)
+def test_no_table_is_wider_than_a_screen(classes, count, fits):
+    said = confusions(np.full((classes, classes), count))
+    assert ("predicted  images" not in said) == fits
+    assert max(map(len, said.splitlines())) <= 80

@@ -138,8 +138,8 @@ def _distribution():
 def feed(settings, data, first_epoch=0):
     """What `fit` is to train on from an epoch on, counted from 0, and to test on."""
     images, n = data.x_train, count()
-    if kind() != "CPU" and n == 1 and keras.backend.backend() != "tensorflow":
-        images = keras.ops.convert_to_tensor(images)  # all of them lie on the device
+    if _keeps_images():
+        images = keras.ops.convert_to_tensor(images)
     drawn = functools.partial(
         batches,
         images,
@@ -163,6 +163,11 @@ def feed(settings, data, first_epoch=0):
         "validation_data": (data.x_test[part], data.y_test[part]),
         "validation_batch_size": settings.batch_size // process()[1] - uneven,
     }
+
+
+def _keeps_images():
+    """Whether all training images lie on the device."""
+    return kind() != "CPU" and count() == 1 and keras.backend.backend() != "tensorflow"
 
 
 def _dataset(batches, *arrays):
@@ -196,8 +201,7 @@ def in_words():
     if backend == "tensorflow":
         fused = "; fused normalisation" if on_one_cpu() else ""
         return "XLA" if jit_compile() else f"XLA for the activations alone{fused}"
-    on_device = kind() != "CPU" and count() == 1
-    images = f"images kept on the {kind()}" if on_device else "images handed over by batch"
+    images = f"images kept on the {kind()}" if _keeps_images() else "images handed over by batch"
     return f"{'XLA' if backend == 'jax' else 'no compiler'}; {images}"
 
 

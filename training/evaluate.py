@@ -12,7 +12,7 @@ from training import Mistake, reason
 from training.console import say
 from training.data import load
 
-MANY = 20  # classes, of which a table of all would not fit the screen
+WIDTH = 80  # characters, of a screen
 WORST = 10
 
 
@@ -39,7 +39,7 @@ def evaluate(path, data=None):
     np.add.at(counts, (images.y_test, predicted), 1)
     say(f"{path}: {len(predicted):,} test images")
     print(f"loss {loss:.4f}, accuracy {np.mean(predicted == images.y_test):.4f}")
-    print(worst_confusions(counts) if len(counts) > MANY else confusion_table(counts))
+    print(confusions(counts))
 
 
 def model_path(path):
@@ -86,6 +86,12 @@ def data_of(path):
         raise Mistake(
             f"data: {config} does not say on what to test ({error}); give --data"
         ) from error
+
+
+def confusions(counts):
+    """The table of all confusions, or where that is too wide the worst of them."""
+    table = confusion_table(counts)
+    return table if table.index("\n") <= WIDTH else worst_confusions(counts)
 
 
 def confusion_table(counts):
