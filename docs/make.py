@@ -13,7 +13,7 @@ import gaaf
 import main
 from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
-from study import experiments, speed, why
+from study import speed, why
 from study.analysis import (
     accuracy,
     column,
@@ -24,6 +24,7 @@ from study.analysis import (
     penalty,
     study,
 )
+from study.rows import SHIFTS
 from training.files import read_csv, replace_file, write_text
 from training.model import growth
 from training.settings import comments_of
@@ -37,7 +38,7 @@ FUNCTIONS = (
     ("GAAF_tanh", gaaf.GAAF("tanh")),
 )
 SHOWN_BY_DEPTH = ("relu", "GAAF_relu", "GAAF_relu, peak", "paper", "paper, peak", "bsilu")
-# Test accuracy in the report of 2018, by the rows of experiments.py.
+# Test accuracy in the report of 2018, by the rows of the study.
 EARLIER = {
     "relu": 0.8084,
     "shift 5": 0.6517,
@@ -186,7 +187,7 @@ def plot_study(path):
     means = {k: mean_of(row.runs, accuracy) for k, row in found.items() if row.epochs == relu}
     curves = {"2018, 200 epochs": EARLIER, f"ours, {relu} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):
-        shifts = [shift for shift in experiments.SHIFTS if f"shift {shift:g}" in accuracies]
+        shifts = [shift for shift in SHIFTS if f"shift {shift:g}" in accuracies]
         values = [accuracies[f"shift {shift:g}"] for shift in shifts]
         by_shift.plot(shifts, values, f"C{i}.-", label=f"GAAF_relu, {label}")
         by_shift.axhline(accuracies["relu"], color=f"C{i}", ls="--", label=f"relu, {label}")

@@ -2,19 +2,51 @@
 
 import statistics
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from study.experiments import RESULTS, ROWS, plain_row
+from study.rows import ROWS, plain_row
 from training.files import read_csv
+
+MEASURES = ("test_accuracy", "best_test_accuracy", "train_accuracy", "train_loss")
+RESULTS = Path(__file__).parent / "results" / "experiments.csv"
+
+
+def key_of(line):
+    """What tells a line of the results from the others: a row made by other code is another one."""
+    return tuple(line[column] for column in ("row", "seed", "epochs", "data", "sources"))
+
+
+def same_code(lines):
+    """{digest of sources: that of the latest ones that make the same numbers}, as the lines show.
+
+    Two are taken to make the same if there are runs that both have made, and each of these ended
+    alike, to the last digit.
+    """
+    made, same = {}, {}
+    for line in lines:
+        *run, code = key_of(line)
+        made.setdefault(code, {})[*run] = [line.get(column) for column in MEASURES]
+    for code, runs in made.items():
+        alike = {same[other] for other in same if _agree(runs, made[other])}
+        same = {x: code if latest in alike else latest for x, latest in same.items()}
+        same[code] = code
+    return same
+
+
+def _agree(runs, others):
+    """Whether there are runs of both codes, each {run: its numbers}, and all of these are alike."""
+    both = runs.keys() & others.keys()
+    return bool(both) and all(runs[run] == others[run] for run in both)
 
 
 class Row(NamedTuple):
     """The runs of a row that are compared, {seed: line of the results}, and those of its plain row.
 
-    All have as many epochs and were made by the same sources.
+    All have as many epochs and were made by the same sources, as `same_code` has it.
     """
 
     epochs: int
@@ -30,9 +62,11 @@ def study():
     """
     results, found = read_csv(RESULTS), {}
     data = statistics.mode(x["data"] for x in results)
-    lines = [x for x in results if x["data"] == data]
+    lines, same = [x for x in results if x["data"] == data], same_code(results)
+    lines = [x | {"sources": same[x["sources"]]} for x in lines]
     for row in ROWS:
-        groups = Counter((int(x["epochs"]), x["sources"]) for x in lines if x["row"] == row)
+        seeds = {(int(x["epochs"]), x["sources"], x["seed"]) for x in lines if x["row"] == row}
+        groups = Counter((epochs, sources) for epochs, sources, _ in seeds)
         if groups:
             group = max(groups, key=lambda group: (group[0], groups[group]))
             plain = plain_row(row)

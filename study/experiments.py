@@ -19,58 +19,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
+from study.analysis import RESULTS, key_of, same_code
+from study.rows import ROWS
 from training.files import read_csv, read_history, write_csv
 from training.identity import sources
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "study" / "results" / "experiments.csv"
 RUNS = ROOT / "runs" / "experiments"
 
-# What differs from the protocol: ResNet-20 v1, GAAF_relu, slope 1, Adam 1e-3 with the step
-# schedule, batch 128, no augmentation. The test accuracy that counts is that of the last epoch.
-SHIFTS = (5, 4, 3, 2, 1, 0, -0.5, -1, -2, -3, -4)
-PAPER = {"slope": 5, "shift": 0.5}
-PEAK = {**PAPER, "gain": "peak"}
-RELU = {"activation": "relu"}
-AUGMENTED = {"data_augmentation": True, "precision": "mixed_bfloat16"}
-ROWS = {
-    "relu": RELU,
-    "paper": PAPER,
-    "paper, peak": PEAK,
-    "bsilu": {"shape": "bsilu", "wave": "none"},
-    **{f"shift {shift:g}": {"shift": shift} for shift in SHIFTS},
-    "no s": {"shape": "none"},
-    "round": {"shift": -1, "wave": "round"},
-    "fading, paper, off at 20 %": {**PAPER, "fade": 0.2, "fade_steps": 1},
-    "fading, paper, off at 40 %": {**PAPER, "fade": 0.4, "fade_steps": 1},
-    "fading, paper, to 80 %": {**PAPER, "fade": 0.8},
-    "tanh": {"activation": "tanh"},
-    "GAAF_tanh": {"activation": "GAAF_tanh"},
-    "GAAF_tanh, peak": {"activation": "GAAF_tanh", "gain": "peak"},
-    "nelu": {"shape": "nelu", "wave": "none"},
-    "leaky": {"shape": "leaky", "wave": "none"},
-    "B-SiLU": {"activation": "b_silu"},
-    "AdamW, relu": {"optimizer": "adamw", **RELU},
-    "AdamW, paper": {"optimizer": "adamw", **PAPER},
-    "AdamW, paper, peak": {"optimizer": "adamw", **PEAK},
-    "v2, relu": {"version": 2, **RELU},
-    "v2, paper, peak": {"version": 2, **PEAK},
-    # What everybody quotes, for 200 epochs: the Keras example reports 0.9216, the paper 0.9125.
-    "augmented, relu": {**AUGMENTED, **RELU},
-    "augmented, paper, peak": {**AUGMENTED, **PEAK},
-}
 # Else the first of several trainings on a GPU would take most of its memory for itself.
 SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-
-
-def plain_row(row):
-    """The row that a row is compared with: the same network and data with the plain activation."""
-    if "tanh" in row:
-        return "tanh"
-    group = f"{row.partition(', ')[0]}, relu"
-    return group if group in ROWS else "relu"
 
 
 class Run(NamedTuple):
@@ -153,11 +114,6 @@ def code():
     return digest_of(sources(ROOT / "main.py"))
 
 
-def key_of(line):
-    """What tells a line of the results from the others: a row made by other code is another one."""
-    return tuple(line[column] for column in ("row", "seed", "epochs", "data", "sources"))
-
-
 def cores_of_each(at_once):
     """What gives each of so many trainings cores of its own: faster than if all had all of them."""
     if at_once == 1 or not shutil.which("taskset"):
@@ -166,30 +122,44 @@ def cores_of_each(at_once):
     return [["taskset", "-c", ",".join(cores[i::at_once] or cores)] for i in range(at_once)]
 
 
+def is_done(run, results):
+    """Whether the results have the run, made by this code or by one that makes the same of it."""
+    lines = read_csv(results)
+    same = same_code(lines)
+    *wanted, now = run.key
+    return same.get(now, now) in {
+        same[made_by] for *key, made_by in map(key_of, lines) if key == wanted
+    }
+
+
 def train(runs, at_once, results=RESULTS):
-    """Trains what is not done yet, some at a time; in the end raises RuntimeError if any failed."""
-    done = {key_of(line) for line in read_csv(results)}
-    todo = [run for run in runs if run.key not in done]
+    """Trains what is not done yet, some at a time; in the end raises RuntimeError if any failed.
+
+    After a change of the code one run is trained anew, and if it ends as before, no other.
+    """
+    todo = [run for run in runs if not is_done(run, results)]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
-    processes, failed, pool = [], [], ThreadPoolExecutor(at_once)
+    processes, failed, pool, lock = [], [], ThreadPoolExecutor(at_once), Lock()
     free = cores_of_each(at_once)  # as many as there are threads, so that it is never empty
 
-    def on_free_cores(run):
+    def train_if_needed(run):
+        if is_done(run, results):
+            return
         cores = free.pop()
         try:
-            return run.train(processes, cores)
+            line = run.train(processes, cores)
         finally:
             free.append(cores)
+        with lock:
+            write_csv(results, [*read_csv(results), line])
+        print(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}", flush=True)
 
     try:
-        for trained in [pool.submit(on_free_cores, run) for run in todo]:
+        for trained in [pool.submit(train_if_needed, run) for run in todo]:
             try:
-                line = trained.result()
+                trained.result()
             except RuntimeError as error:
                 failed.append(str(error))
-                continue
-            write_csv(results, [*read_csv(results), line])
-            print("{row}, seed {seed}: {test_accuracy:.4f}".format(**line), flush=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:  # each saves what it has, and goes on with the next command

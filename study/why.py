@@ -20,7 +20,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import main  # noqa: E402
-from study.experiments import PAPER, PEAK, RELU  # noqa: E402
+from study.rows import PAPER, PEAK, RELU  # noqa: E402
 from training import Mistake, devices, model  # noqa: E402
 from training.callbacks import LearningRate  # noqa: E402
 from training.data import load  # noqa: E402

@@ -11,50 +11,50 @@ from backends import derivatives, once
 import gaaf
 import main
 from docs import make
-from study import analysis, experiments
+from study import analysis, experiments, rows
 from study.b_silu import b_silu
 from training.files import read_csv, read_history, write_csv
 from training.settings import check, parse
 
 
 def test_every_row_has_settings_that_main_takes(tmp_path):
-    for row in experiments.ROWS:
+    for row in rows.ROWS:
         run = experiments.Run(row, 0, 20, "digits", tmp_path)
         settings, _ = parse(main.Settings, "", run.flags())
         check(settings)
-        assert experiments.plain_row(row) in experiments.ROWS
-    assert set(make.EARLIER) < set(experiments.ROWS)
+        assert rows.plain_row(row) in rows.ROWS
+    assert set(make.EARLIER) < set(rows.ROWS)
 
 
 def test_the_plain_row_is_of_the_same_network():
-    assert experiments.plain_row("shift -1") == "relu"
-    assert experiments.plain_row("fading, paper, to 80 %") == "relu"
-    assert experiments.plain_row("v2, paper, peak") == "v2, relu"
-    assert experiments.plain_row("paper, peak") == "relu"
-    assert experiments.plain_row("augmented, paper, peak") == "augmented, relu"
-    assert experiments.plain_row("AdamW, paper") == "AdamW, relu"
-    assert experiments.plain_row("GAAF_tanh") == "tanh"
+    assert rows.plain_row("shift -1") == "relu"
+    assert rows.plain_row("fading, paper, to 80 %") == "relu"
+    assert rows.plain_row("v2, paper, peak") == "v2, relu"
+    assert rows.plain_row("paper, peak") == "relu"
+    assert rows.plain_row("augmented, paper, peak") == "augmented, relu"
+    assert rows.plain_row("AdamW, paper") == "AdamW, relu"
+    assert rows.plain_row("GAAF_tanh") == "tanh"
 
 
 @once
 def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys):
     small = {"depth": 8, "batch_size": 64}
-    rows = {"relu": {"activation": "relu", **small}, "paper": {"slope": 5, **small}}
-    rows["B-SiLU"] = {"activation": "b_silu", "data_augmentation": True, **small}
-    monkeypatch.setattr(experiments, "ROWS", rows)
+    settings = {"relu": {"activation": "relu", **small}, "paper": {"slope": 5, **small}}
+    settings["B-SiLU"] = {"activation": "b_silu", "data_augmentation": True, **small}
+    monkeypatch.setattr(experiments, "ROWS", settings)
     results = tmp_path / "results.csv"
-    runs = [experiments.Run(row, 0, 1, str(npz), tmp_path / "runs") for row in rows]
+    runs = [experiments.Run(row, 0, 1, str(npz), tmp_path / "runs") for row in settings]
     experiments.train(runs, at_once=2, results=results)
     lines = read_csv(results)
-    assert {line["row"] for line in lines} == set(rows)
+    assert {line["row"] for line in lines} == set(settings)
     for line in lines:
         (run,) = (run for run in runs if run.row == line["row"])
         history = read_history(run.directory / "history.csv")
         assert float(line["test_accuracy"]) == history[-1]["val_accuracy"]
         assert float(line["train_loss"]) == history[-1]["loss"] and line["epochs"] == "1"
-        assert json.loads(line["settings"]) == rows[line["row"]]
+        assert json.loads(line["settings"]) == settings[line["row"]]
         assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
-        assert run.key == experiments.key_of(line)
+        assert run.key == analysis.key_of(line)
 
     monkeypatch.setattr(experiments.Run, "train", None)  # nothing is left to train
     experiments.train(runs, at_once=2, results=results)
@@ -69,7 +69,7 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
     after = read_csv(results)
     directories = {run.key: run.directory for run in runs}
     for line in after:
-        model = keras.models.load_model(directories[experiments.key_of(line)] / "final.keras")
+        model = keras.models.load_model(directories[analysis.key_of(line)] / "final.keras")
         kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) == 4]
         penalty = 1e-4 * sum((kernel**2).sum() for kernel in kernels)
         assert float(line.pop("penalty")) == pytest.approx(penalty, rel=1e-4)
@@ -158,6 +158,55 @@ def test_runs_on_other_data_or_of_other_code_are_not_mixed_in(tmp_path, monkeypa
     assert {row: pair.epochs for row, pair in found.items()} == {"relu": 20, "paper": 20}
     assert set(found["paper"].runs) == {"0", "2"}
     assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
+
+
+RUN = {"row": "relu", "epochs": "20", "data": "a", "best_test_accuracy": "0.9"}
+
+
+def made(code, **accuracies):
+    """Lines of the results, by the accuracy of each seed."""
+    return [
+        RUN | {"sources": code, "seed": seed, "test_accuracy": accuracy}
+        for seed, accuracy in accuracies.items()
+    ]
+
+
+@pytest.mark.parametrize("order", ["abcd", "acdb", "dbca", "cadb"])
+def test_codes_that_make_the_same_numbers_of_a_run_count_as_one(order):
+    """a and b share seed 1, b and c seed 3; d makes something else of seed 1, and e shares none."""
+    lines = {
+        "a": made("a", s0="0.5", s1="0.51"),
+        "b": made("b", s1="0.51", s3="0.53"),
+        "c": made("c", s3="0.53"),
+        "d": made("d", s1="0.510001", s0="0.5"),
+    }
+    lines = sum((lines[code] for code in order), made("e", s4="0.5"))
+    same = analysis.same_code(lines)
+    assert same["a"] == same["b"] == same["c"] == max("abc", key=order.index)  # the latest
+    assert (same["d"], same["e"]) == ("d", "e")
+
+
+def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatch):
+    """And the others if it ends in other numbers."""
+
+    def train(run, processes, cores):
+        trained.append(run.seed)
+        return made(code, **{str(run.seed): accuracy})[0]
+
+    runs = [experiments.Run("relu", seed, 20, "a", tmp_path) for seed in range(3)]
+    monkeypatch.setattr(experiments.Run, "train", train)
+    monkeypatch.setattr(experiments, "code", lambda: code)
+    results = tmp_path / "results.csv"
+    for code, accuracy, expected in (  # noqa: B007 - as train has it
+        ("first", 0.5, [0, 1, 2]),
+        ("first", 0.5, []),
+        ("same", 0.5, [0]),
+        ("another", 0.6, [0, 1, 2]),
+    ):
+        trained = []
+        experiments.train(runs, 1, results)
+        assert trained == expected
+    assert len(read_csv(results)) == 7
 
 
 def runs(*accuracies):
