@@ -1,7 +1,6 @@
 """What the results of the study say: means over seeds, and differences to relu."""
 
 import statistics
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ class Row(NamedTuple):
 
 
 def study():
-    """{row: `Row`} of the rows that have been run: the longest runs, of these the most alike.
+    """{row: `Row`} of the rows that have been run: the longest runs, of these by the latest code.
 
     Data sets but the one with the most runs are left out. A plain row has none to compare it with.
     """
@@ -64,11 +63,11 @@ def study():
     data = statistics.mode(x["data"] for x in results)
     lines, same = [x for x in results if x["data"] == data], same_code(results)
     lines = [x | {"sources": same[x["sources"]]} for x in lines]
+    latest = {x["sources"]: i for i, x in enumerate(lines)}
     for row in ROWS:
-        seeds = {(int(x["epochs"]), x["sources"], x["seed"]) for x in lines if x["row"] == row}
-        groups = Counter((epochs, sources) for epochs, sources, _ in seeds)
+        groups = {(int(x["epochs"]), x["sources"]) for x in lines if x["row"] == row}
         if groups:
-            group = max(groups, key=lambda group: (group[0], groups[group]))
+            group = max(groups, key=lambda group: (group[0], latest[group[1]]))
             plain = plain_row(row)
             versus = {} if plain == row else runs_of(plain, *group, lines)
             found[row] = Row(*group, runs_of(row, *group, lines), versus)

@@ -159,6 +159,14 @@ def test_runs_on_other_data_or_of_other_code_are_not_mixed_in(tmp_path, monkeypa
     assert set(found["paper"].runs) == {"0", "2"}
     assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
 
+    # The latest code counts, and with it what makes the same; the other stays with its relu.
+    lines += [("relu", 5, 20, "a", 0.5, "new"), ("shift 0", 0, 20, "a", 0.4, "f")]
+    lines += [("relu", 6, 20, "a", 0.5, "new"), ("relu", 6, 20, "a", 0.5, "newer")]
+    write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
+    found = analysis.study()
+    assert set(found["relu"].runs) == {"5", "6"} and found["relu"].sources == "newer"
+    assert set(found["shift 0"].runs) == {"0"} and set(found["shift 0"].plain) == {"0", "1"}
+
 
 RUN = {"row": "relu", "epochs": "20", "data": "a", "best_test_accuracy": "0.9"}
 
