@@ -122,9 +122,8 @@ def cores_of_each(at_once):
     return [["taskset", "-c", ",".join(cores[i::at_once] or cores)] for i in range(at_once)]
 
 
-def is_done(run, results):
+def is_done(run, lines):
     """Whether the results have the run, made by this code or by one that makes the same of it."""
-    lines = read_csv(results)
     same = same_code(lines)
     *wanted, now = run.key
     return same.get(now, now) in {
@@ -137,13 +136,14 @@ def train(runs, at_once, results=RESULTS):
 
     After a change of the code one run is trained anew, and if it ends as before, no other.
     """
-    todo = [run for run in runs if not is_done(run, results)]
+    lines = read_csv(results)
+    todo = [run for run in runs if not is_done(run, lines)]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     processes, failed, pool, lock = [], [], ThreadPoolExecutor(at_once), Lock()
     free = cores_of_each(at_once)  # as many as there are threads, so that it is never empty
 
     def train_if_needed(run):
-        if is_done(run, results):
+        if is_done(run, read_csv(results)):  # which may have become longer
             return
         cores = free.pop()
         try:
