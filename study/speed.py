@@ -1,15 +1,16 @@
 """What GAAF costs beside plain activations, and what fused normalisation brings on the CPU.
 
-    python -m study.speed [--precision mixed_bfloat16]
+    python -m study.speed [--precision mixed_bfloat16] [ROW ...]
 
-ResNet-20 v1, batch 128, images of noise: training steps and inference, all timed in turn in one
-process, so that a disturbance meets all of them; and the memory of a training step. A ratio is the
-median over the rounds. Results go into study/results/speed.csv; the table in docs/speed.md comes
-from there.
+ResNet-20 v1, images of noise: training steps and inference at batch 128, and where there is a GPU
+at batch 1024, which keeps it busy, all timed in turn in one process, so that a disturbance meets
+all of them; and on the CPU the memory of a training step. A ratio is the median over the rounds.
+Results go into study/results/speed.csv; the tables in docs/speed.md come from there.
 """
 
 import argparse
 import functools
+import itertools
 import os
 import platform
 import re
@@ -35,6 +36,7 @@ from training.settings import CHOICES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
 BATCH, LARGE_BATCH, ROUNDS = 128, 1024, 9
+FITTED = 50  # steps of a fit
 KERAS_OWN = "relu, Keras' own normalisation"
 # The settings of each row; and the row that it is measured against.
 ROWS = {
@@ -84,31 +86,51 @@ def in_turn(functions, calls):
     return seconds
 
 
-def figures(precision):
+def figures(names, precision):
     """Yields (figure, value) of everything that is measured."""
-    data = noise(BATCH)
-    x, y = (keras.ops.convert_to_tensor(a) for a in (data.x_train, data.y_train))
-    networks = {name: network_of(name, precision, data) for name in ROWS}
-    for what, method, arguments, calls in (
-        ("training step", "train_on_batch", (x, y), 4),
-        ("inference", "predict_on_batch", (x,), 8),
-    ):
-        bound = {name: getattr(network, method) for name, network in networks.items()}
-        seconds = in_turn({k: functools.partial(f, *arguments) for k, f in bound.items()}, calls)
-        for name, (_, base) in ROWS.items():
-            if name == base:
-                images = BATCH / statistics.median(seconds[name])
-                yield f"{what}, {name}", f"{images:,.0f} images/s"
-            else:
-                pairs = zip(seconds[name], seconds[base], strict=True)
-                yield (
-                    f"{what}, {name} / {base}",
-                    f"{statistics.median(a / b for a, b in pairs):.3f}",
-                )
-    plain = memory("relu", precision)
-    for name in ("elu", "GAAF_relu", "GAAF_relu, limit wave"):
-        taken = memory(name, precision) / plain
-        yield f"memory of a training step at batch {LARGE_BATCH}, {name} / relu", f"{taken:.2f}"
+    on_cpu, data = devices.kind() == "CPU", noise(BATCH)
+    networks = {name: network_of(name, precision, data) for name in names}
+    for size in (BATCH,) if on_cpu else (BATCH, LARGE_BATCH):
+        at = f" at batch {size}" if size != BATCH else ""
+        data = noise(size)
+        x, y = (keras.ops.convert_to_tensor(a) for a in (data.x_train, data.y_train))
+        for what, function, calls in (
+            ("training step", *((_train, 4) if on_cpu else (_fit, 1))),
+            ("inference", _predict, 8),
+        ):
+            bound = {k: functools.partial(function, net, x, y) for k, net in networks.items()}
+            seconds = in_turn(bound, calls)
+            per_call = size * (FITTED if function is _fit else 1)
+            yield from ratios(what + at, names, seconds, per_call)
+    if on_cpu:
+        plain = memory("relu", precision)
+        for name in [x for x in ("elu", "GAAF_relu", "GAAF_relu, limit wave") if x in names]:
+            taken = memory(name, precision) / plain
+            yield f"memory of a training step at batch {LARGE_BATCH}, {name} / relu", f"{taken:.2f}"
+
+
+def _train(network, x, y):
+    network.train_on_batch(x, y)
+
+
+def _predict(network, x, y):
+    network.predict_on_batch(x)
+
+
+def _fit(network, x, y):
+    """Several steps, as a GPU begins the next one before Python has seen the last one end."""
+    batches = (batch for batch in itertools.repeat((x, y)))
+    network.fit(batches, steps_per_epoch=FITTED, verbose=0)
+
+
+def ratios(what, names, seconds, images):
+    """Yields (figure, value): images per second of a base, else the ratio to it."""
+    for name in names:
+        if name == (base := ROWS[name][1]):
+            yield f"{what}, {name}", f"{images / statistics.median(seconds[name]):,.0f} images/s"
+        elif base in names:
+            pairs = zip(seconds[name], seconds[base], strict=True)
+            yield f"{what}, {name} / {base}", f"{statistics.median(a / b for a, b in pairs):.3f}"
 
 
 def memory(name, precision):
@@ -138,10 +160,13 @@ def where():
     """The machine and the versions that figures are of."""
     backend, cpuinfo = keras.backend.backend(), Path("/proc/cpuinfo")
     names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-    cpu = f"{os.cpu_count()} cores of {names[0].partition(': ')[2]}"
+    device = f"{os.cpu_count()} cores of {names[0].partition(': ')[2]}"
+    if devices.kind() != "CPU":
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        device = subprocess.check_output(asked, text=True).strip()
     versions = f"Python {platform.python_version()}, keras {keras.__version__}"
     return {
-        "device": cpu if devices.kind() == "CPU" else devices.kind(),
+        "device": device,
         "versions": f"{versions}, {backend} {sys.modules[backend].__version__}",
     }
 
@@ -150,6 +175,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    known = [name for name in ROWS if name != KERAS_OWN or devices.on_one_cpu()]
+    parser.add_argument("rows", nargs="*", metavar="ROW", default=known, help="; ".join(known))
     precisions = CHOICES["precision"]
     parser.add_argument(
         "--precision", default="float32", choices=precisions, help="default float32"
@@ -159,11 +186,16 @@ if __name__ == "__main__":
     if given.memory_of:
         print_memory_of(given.memory_of, given.precision)
     else:
+        if unknown := set(given.rows) - set(known):
+            parser.error(f"ROW: allowed is one of {'; '.join(known)}; received {unknown}")
         same = {"precision": given.precision, "rounds": ROUNDS, **where()}
         new = [
-            {"figure": figure, "value": value} | same for figure, value in figures(given.precision)
+            {"figure": figure, "value": value} | same
+            for figure, value in figures(given.rows, given.precision)
         ]
         for row in new:
             print(f"{row['figure']:<70} {row['value']}")
-        kept = [row for row in read_csv(RESULTS) if row["precision"] != given.precision]
+        measured = (given.precision, same["device"])
+        rows = read_csv(RESULTS)
+        kept = [row for row in rows if (row["precision"], row["device"]) != measured]
         write_csv(RESULTS, kept + new)

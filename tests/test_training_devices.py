@@ -1,5 +1,6 @@
 """Many devices train what one trains: virtual ones of the CPU, and two processes."""
 
+import itertools
 import json
 import os
 import re
@@ -187,3 +188,19 @@ def test_a_gpu_that_is_used_or_absent_is_not_told(graphics_card, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(devices.Path, "exists", lambda path: False)
     assert devices.unused_gpu() is None
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="which keeps no images on the device")
+@pytest.mark.parametrize("augmentation", [False, True])
+def test_images_kept_on_the_device_make_the_same_batches(monkeypatch, augmentation):
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), "uint8")
+    data = Data(images, np.arange(40) % 10, images, np.arange(40) % 10)
+    settings = main.Settings(batch_size=16, data_augmentation=augmentation)
+    here, there = [], []
+    for drawn, kind in ((here, "CPU"), (there, "GPU")):
+        monkeypatch.setattr(devices, "kind", lambda kind=kind: kind)
+        drawn += itertools.islice(devices.feed(settings, data)["x"], 6)  # two epochs
+    for (x, y), (kept, labels) in zip(here, there, strict=True):
+        assert isinstance(x, np.ndarray) and not isinstance(kept, np.ndarray)
+        np.testing.assert_array_equal(x, keras.ops.convert_to_numpy(kept))
+        np.testing.assert_array_equal(y, labels)

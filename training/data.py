@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import operator
 import os
 import pickle
 import tarfile
@@ -189,7 +190,15 @@ def _checked(arrays, source):
 
 
 def batches(
-    images, labels, batch_size, augmentation, seed, first_epoch=0, devices=1, process=(0, 1)
+    images,
+    labels,
+    batch_size,
+    augmentation,
+    seed,
+    first_epoch=0,
+    devices=1,
+    process=(0, 1),
+    take=operator.getitem,
 ):
     """Yields the batches (images, labels) of one epoch after the other, without end.
 
@@ -206,6 +215,7 @@ def batches(
         first_epoch: The epoch to begin with, counted from 0. Default 0.
         devices: How many are to share each batch, as `images_of_an_epoch` says. Default 1.
         process: (i, n): only the i-th of n parts of each batch is handed out. Default (0, 1).
+        take: Function (images, index) that returns images[index]. Default: that.
     """
     n = images_of_an_epoch(len(images), batch_size, devices)
     for epoch in itertools.count(first_epoch):
@@ -213,9 +223,9 @@ def batches(
         order = rng.permutation(len(images))
         for start in range(0, n, batch_size):
             batch = order[start : min(start + batch_size, n)]
-            x = augment(images[batch], rng) if augmentation else images[batch]
-            part = part_of(len(x), process)
-            yield x[part], labels[batch][part]
+            index = augmented(batch, images.shape[1:3], rng) if augmentation else (batch,)
+            part = part_of(len(batch), process)
+            yield take(images, tuple(x[part] for x in index)), labels[batch[part]]
 
 
 def part_of(n, process):
@@ -233,11 +243,20 @@ def images_of_an_epoch(n, batch_size, devices):
     return n - n % batch_size % devices
 
 
-def augment(images, rng):
-    """Flips and shifts images (n, height, width, channels) at random, as `batches` says."""
-    n, height, width = images.shape[:3]
+def augmented(batch, size, rng):
+    """The index of a batch's images flipped and shifted at random, as `batches` says.
+
+    Args:
+        batch: Numbers of the images, integers (n,).
+        size: (height, width) of an image.
+        rng: `numpy.random.Generator`.
+
+    Returns:
+        Numbers (n, 1, 1), rows (n, height, 1) and columns (n, 1, width) of the pixels.
+    """
+    (height, width), n = size, len(batch)
     down, right = (rng.integers(-(size // 10), size // 10 + 1, (n, 1)) for size in (height, width))
     rows = np.clip(np.arange(height) + down, 0, height - 1)
     columns = np.clip(np.arange(width) + right, 0, width - 1)
     columns = np.where(rng.random((n, 1)) < 0.5, columns[:, ::-1], columns)
-    return images[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return batch[:, None, None], rows[:, :, None], columns[:, None, :]

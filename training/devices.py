@@ -6,6 +6,7 @@ step's batch is split among the devices, and all of them keep the same weights.
 
 import contextlib
 import functools
+import operator
 import os
 import shutil
 from pathlib import Path
@@ -137,9 +138,13 @@ def _distribution():
 
 def feed(settings, data, first_epoch=0):
     """What `fit` is to train on from an epoch on, counted from 0, and to test on."""
-    images, n = data.x_train, count()
+    images, n, take = data.x_train, count(), operator.getitem
     if _keeps_images():
         images = keras.ops.convert_to_tensor(images)
+        if keras.backend.backend() == "jax":
+            import jax
+
+            take = jax.jit(take)  # one launch for what would be a dozen, each step
     drawn = functools.partial(
         batches,
         images,
@@ -150,6 +155,7 @@ def feed(settings, data, first_epoch=0):
         first_epoch,
         n,
         process(),
+        take,
     )
     steps = -(-images_of_an_epoch(len(images), settings.batch_size, n) // settings.batch_size)
     part = part_of(len(data.x_test), process())
