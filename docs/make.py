@@ -17,16 +17,15 @@ from study import speed, why
 from study.analysis import (
     accuracy,
     column,
-    cross_entropy,
     differences,
     in_words,
+    loss,
     mean_of,
     penalty,
     study,
 )
 from study.rows import SHIFTS
 from training.files import read_csv, replace_file, write_text
-from training.model import growth
 from training.settings import comments_of
 
 DOCS = Path(__file__).parent
@@ -119,20 +118,17 @@ def network_row(network):
 
 
 def growth_table():
-    """How much larger than with the plain activation the stem's gradient is, and may be."""
+    """How much larger than with the plain activation the stem's gradient is."""
     stem = json.loads(why.RESULTS.read_text(encoding="utf-8"))["stem"]
     lines = []
-    for name, given in why.BY_DEPTH.items():
+    for name in why.BY_DEPTH:
         if (plain := "tanh" if "tanh" in name else "relu") == name:
             continue
         cells = []
         for version, depth in itertools.product((1, 2), why.DEPTHS):
-            settings = main.Settings(version=version, depth=depth, **given)
             found = stem[f"{name}, v{version}"][str(depth)]
             ratio = found / stem[f"{plain}, v{version}"][str(depth)]
-            measured = f"{np.log2(ratio):.0f}".replace("inf", "∞").replace("nan", "NaN")
-            bound = f" ({growth(settings):.0f})" if settings.gain == 1 else ""
-            cells.append(measured + bound)
+            cells.append(f"{np.log2(ratio):.0f}".replace("inf", "∞").replace("nan", "NaN"))
         lines.append((name, *cells))
     networks = (f"{depth} v{version}" for version, depth in itertools.product((1, 2), why.DEPTHS))
     return table(("activation", *networks), lines)
@@ -141,25 +137,26 @@ def growth_table():
 def study_table():
     """A line for each row that has been run: its longest runs, and their differences to relu."""
     header = ("row", "2018 report", "test", "− relu (Holm's p)", "best test", "training")
-    header += ("cross-entropy", "− relu (Holm's p)", "penalty", "runs", "epochs", "code")
+    header += ("loss", "− relu (Holm's p)", "penalty", "runs", "epochs", "device", "code")
     lines, rows = [], study()
-    gain, cost = differences(rows, accuracy), differences(rows, cross_entropy)
-    for row, (epochs, sources, found, _) in rows.items():
-        test = [accuracy(line) for line in found.values()]
+    more, cost = differences(rows, accuracy), differences(rows, loss)
+    for row, (epochs, (sources, device, _), found, _) in rows.items():
+        test, penalties = ([f(line) for line in found.values()] for f in (accuracy, penalty))
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         lines.append(
             (
                 row,
                 f"{EARLIER[row]:.4f}" if row in EARLIER else "",
                 f"{np.mean(test):.4f}{spread}",
-                in_words(gain.get(row)),
+                in_words(more.get(row)),
                 f"{mean_of(found, column('best_test_accuracy')):.4f}",
                 f"{mean_of(found, column('train_accuracy')):.4f}",
-                f"{mean_of(found, cross_entropy):.3f}",
+                f"{mean_of(found, loss):.3f}",
                 in_words(cost.get(row), digits=3),
-                f"{mean_of(found, penalty):.3f}",
+                f"{np.mean(penalties):.3f}" if np.isfinite(penalties).all() else "",
                 len(test),
                 epochs,
+                device,
                 sources or "earlier",
             )
         )
@@ -169,12 +166,12 @@ def study_table():
 def answer_table():
     """The rows of the study with several seeds, in the few columns that answer the question."""
     rows, lines = study(), []
-    gain, cost = differences(rows, accuracy), differences(rows, cross_entropy)
+    more, cost = differences(rows, accuracy), differences(rows, loss)
     for row, (*_, runs, _) in rows.items():
         if len(runs) > 1:
-            versus = in_words(gain.get(row)), in_words(cost.get(row), digits=3)
+            versus = in_words(more.get(row)), in_words(cost.get(row), digits=3)
             lines.append((row, f"{mean_of(runs, accuracy):.4f}", *versus, len(runs)))
-    header = ("row", "test accuracy", "− relu (Holm's p)", "training cross-entropy − relu", "runs")
+    header = ("row", "test accuracy", "− relu (Holm's p)", "training loss − relu", "runs")
     return table(header, lines)
 
 
@@ -196,7 +193,7 @@ def plot_study(path):
     by_shift.set(ylabel="test accuracy, last epoch")
     by_shift.legend(fontsize="small")
 
-    measures = {"test accuracy": accuracy, "training cross-entropy": cross_entropy}
+    measures = {"test accuracy": accuracy, "training loss": loss}
     for axes, (name, measure) in zip(versus, measures.items(), strict=True):
         plot_differences(axes, found, measure)
         axes.set(xlabel=f"{name} − that of relu (or tanh)")
@@ -218,14 +215,18 @@ def plot_differences(axes, found, measure):
 
 
 def speed_table():
-    """A line a figure, with what was measured in bfloat16 beside it."""
-    rows = read_csv(speed.RESULTS)
-    by_precision = {(row["figure"], row["precision"]): row["value"] for row in rows}
-    precisions = sorted({row["precision"] for row in rows})  # float32 comes first
-    figures = dict.fromkeys(row["figure"] for row in rows)
-    lines = [(f, *(by_precision.get((f, p), "") for p in precisions)) for f in figures]
-    where = dict.fromkeys(f"{r['device']} with {r['versions']}, {r['rounds']} rounds" for r in rows)
-    return f"{table(('figure', *precisions), lines)}\n\nMeasured on {'; on '.join(where)}."
+    """For each device a line a figure, with what was measured in bfloat16 beside it."""
+    rows, parts = read_csv(speed.RESULTS), []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        here = [row for row in rows if row["device"] == device]
+        by_precision = {(row["figure"], row["precision"]): row["value"] for row in here}
+        precisions = sorted({row["precision"] for row in here})  # float32 comes first
+        figures = dict.fromkeys(row["figure"] for row in here)
+        lines = [(f, *(by_precision.get((f, p), "") for p in precisions)) for f in figures]
+        parts.append(table(("figure", *precisions), lines))
+        where = dict.fromkeys(f"{device} with {r['versions']}, {r['rounds']} rounds" for r in here)
+        parts.append(f"Measured on {'; on '.join(where)}.")
+    return "\n\n".join(parts)
 
 
 def plot_why(path):

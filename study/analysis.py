@@ -19,16 +19,22 @@ def key_of(line):
     return tuple(line[column] for column in ("row", "seed", "epochs", "data", "sources"))
 
 
+def setup_of(line):
+    """What it was trained on: kind of device, and versions. Other ones round in other ways."""
+    return line.get("device"), line.get("versions")
+
+
 def same_code(lines):
     """{digest of sources: that of the latest ones that make the same numbers}, as the lines show.
 
-    Two are taken to make the same if there are runs that both have made, and each of these ended
-    alike, to the last digit.
+    Two are taken to make the same if there are runs that both have made, on the same device with
+    the same versions, and each of these ended alike, to the last digit.
     """
     made, same = {}, {}
     for line in lines:
         *run, code = key_of(line)
-        made.setdefault(code, {})[*run] = [line.get(column) for column in MEASURES]
+        runs = made.setdefault(code, {})
+        runs[*run, *setup_of(line)] = [line.get(column) for column in MEASURES]
     for code, runs in made.items():
         alike = {same[other] for other in same if _agree(runs, made[other])}
         same = {x: code if latest in alike else latest for x, latest in same.items()}
@@ -45,11 +51,12 @@ def _agree(runs, others):
 class Row(NamedTuple):
     """The runs of a row that are compared, {seed: line of the results}, and those of its plain row.
 
-    All have as many epochs and were made by the same sources, as `same_code` has it.
+    All have as many epochs, and were made by the same sources, as `same_code` has it, on the same
+    setup; that is (sources, device, versions).
     """
 
     epochs: int
-    sources: str
+    made_by: tuple
     runs: dict
     plain: dict
 
@@ -57,40 +64,32 @@ class Row(NamedTuple):
 def study():
     """{row: `Row`} of the rows that have been run: the longest runs, of these by the latest code.
 
-    Data sets but the one with the most runs are left out. A plain row has none to compare it with.
+    If these were made on several setups, the one with the most runs counts. Data sets but the one
+    with the most runs are left out. A plain row has none to compare it with.
     """
-    results, found = read_csv(RESULTS), {}
+    results, found, groups = read_csv(RESULTS), {}, {}
     data = statistics.mode(x["data"] for x in results)
     lines, same = [x for x in results if x["data"] == data], same_code(results)
-    lines = [x | {"sources": same[x["sources"]]} for x in lines]
-    latest = {x["sources"]: i for i, x in enumerate(lines)}
+    latest = {same[x["sources"]]: i for i, x in enumerate(lines)}
+    for x in lines:
+        group = groups.setdefault((int(x["epochs"]), (same[x["sources"]], *setup_of(x))), {})
+        group.setdefault(x["row"], {})[x["seed"]] = x
     for row in ROWS:
-        groups = {(int(x["epochs"]), x["sources"]) for x in lines if x["row"] == row}
-        if groups:
-            group = max(groups, key=lambda group: (group[0], latest[group[1]]))
+        ours = {group: rows[row] for group, rows in groups.items() if row in rows}
+        if ours:
+            group = max(ours, key=lambda g: (g[0], latest[g[1][0]], len(ours[g])))
             plain = plain_row(row)
-            versus = {} if plain == row else runs_of(plain, *group, lines)
-            found[row] = Row(*group, runs_of(row, *group, lines), versus)
+            versus = {} if plain == row else groups[group].get(plain, {})
+            found[row] = Row(*group, ours[group], versus)
     return found
 
 
-def runs_of(row, epochs, sources, lines):
-    """{seed: line of the results} of the runs of a row with so many epochs, by these sources."""
-    wanted = (row, str(epochs), sources)
-    return {x["seed"]: x for x in lines if (x["row"], x["epochs"], x["sources"]) == wanted}
-
-
 def column(name):
-    """A measure of a run: the number in a column of its line; nan while experiments.py lacks it."""
+    """A measure of a run: the number in a column of its line; nan where it is not known."""
     return lambda line: float(line[name] or "nan")
 
 
-accuracy, penalty = column("test_accuracy"), column("penalty")
-
-
-def cross_entropy(line):
-    """A measure of a run: its training loss without the weight penalty that is part of it."""
-    return column("train_loss")(line) - penalty(line)
+accuracy, loss, penalty = map(column, ("test_accuracy", "train_loss", "penalty"))
 
 
 def mean_of(found, measure):

@@ -81,8 +81,20 @@ class Run(NamedTuple):
             raise RuntimeError(f"{self.row}, seed {self.seed}: see {self.directory / 'log.txt'}")
         return self.result(sum(map(float, seconds.read_text(encoding="utf-8").split())))
 
+    def penalty(self):
+        """The weight penalty that is part of the training loss of the trained model.
+
+        That takes Keras, which would take memory of a GPU from the trainings, and so a process.
+        """
+        command = [sys.executable, "-m", "study.experiments", "--penalty-of", self.directory]
+        environment = {**SHARING, **os.environ}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        if done.returncode:
+            raise RuntimeError(f"{self.row}, seed {self.seed}: {done.stderr}")
+        return float(done.stdout.split()[-1])
+
     def result(self, seconds):
-        """The line of the results, but for the penalty."""
+        """The line of the results."""
         config = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
         rows = read_history(self.directory / "history.csv")
         return {
@@ -93,7 +105,7 @@ class Run(NamedTuple):
             "best_test_accuracy": max(row["val_accuracy"] for row in rows),
             "train_accuracy": rows[-1]["accuracy"],
             "train_loss": rows[-1]["loss"],
-            "penalty": "",
+            "penalty": self.penalty(),
             "seconds": round(seconds),
             "data": Path(self.data).stem,
             "device": config["device"],
@@ -168,24 +180,15 @@ def train(runs, at_once, results=RESULTS):
         raise RuntimeError("; ".join(failed))
 
 
-def add_penalties(runs, results=RESULTS):
-    """Adds the weight penalty that is part of the training loss of each trained model.
-
-    That takes Keras, which would take memory of the GPU from the trainings, and so comes last.
-    """
-    lines = {key_of(line): line for line in read_csv(results)}
-    lacking = [run for run in runs if lines.get(run.key, {}).get("penalty") == ""]
-    if not lacking:
-        return
+def print_penalty_of(directory):
+    """Prints the weight penalty of the model that a run has trained."""
     import keras
 
     import gaaf  # noqa: F401 - so that Keras knows it
     from study import b_silu  # noqa: F401
 
-    for run in lacking:
-        model = keras.models.load_model(run.directory / "final.keras", compile=False)
-        lines[run.key]["penalty"] = round(float(sum(model.losses)), 6)
-    write_csv(results, lines.values())
+    model = keras.models.load_model(Path(directory) / "final.keras", compile=False)
+    print(round(float(sum(model.losses)), 6))
 
 
 def main():
@@ -199,7 +202,11 @@ def main():
     parser.add_argument("--epochs", type=int, default=200, help="default 200")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … a row; default 3")
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side; default 1")
+    parser.add_argument("--penalty-of", metavar="DIRECTORY", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.penalty_of:
+        print_penalty_of(given.penalty_of)
+        return
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"ROW: allowed is one of {known}; received {', '.join(unknown)}")
     if min(given.epochs, given.seeds, given.at_once) < 1:
@@ -209,7 +216,6 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are to end as well
     try:
         train(runs, given.at_once)
-        add_penalties(runs)
     except RuntimeError as error:
         sys.exit(f"experiments: error: {error}")
     except KeyboardInterrupt:

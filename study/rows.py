@@ -3,7 +3,8 @@
 # What differs from the protocol: ResNet-20 v1, GAAF_relu, slope 1, Adam 1e-3 with the step
 # schedule, batch 128, no augmentation. The test accuracy that counts is that of the last epoch.
 SHIFTS = (5, 4, 3, 2, 1, 0, -0.5, -1, -2, -3, -4)
-PAPER = {"slope": 5, "shift": 0.5}
+GAIN_1 = {"gain": 1.0}
+PAPER = {"slope": 5, "shift": 0.5, **GAIN_1}
 PEAK = {**PAPER, "gain": "peak"}
 RELU = {"activation": "relu"}
 AUGMENTED = {"data_augmentation": True, "precision": "mixed_bfloat16"}
@@ -11,18 +12,19 @@ ROWS = {
     "relu": RELU,
     "paper": PAPER,
     "paper, peak": PEAK,
-    "bsilu": {"shape": "bsilu", "wave": "none"},
-    **{f"shift {shift:g}": {"shift": shift} for shift in SHIFTS},
-    "no s": {"shape": "none"},
-    "round": {"shift": -1, "wave": "round"},
+    "bsilu": {"shape": "bsilu", "wave": "none", **GAIN_1},
+    **{f"shift {shift:g}": {"shift": shift, **GAIN_1} for shift in SHIFTS},
+    "shift -1, peak": {"shift": -1, "gain": "peak"},
+    "no s": {"shape": "none", **GAIN_1},
+    "round": {"shift": -1, "wave": "round", **GAIN_1},
     "fading, paper, off at 20 %": {**PAPER, "fade": 0.2, "fade_steps": 1},
     "fading, paper, off at 40 %": {**PAPER, "fade": 0.4, "fade_steps": 1},
     "fading, paper, to 80 %": {**PAPER, "fade": 0.8},
     "tanh": {"activation": "tanh"},
-    "GAAF_tanh": {"activation": "GAAF_tanh"},
+    "GAAF_tanh": {"activation": "GAAF_tanh", **GAIN_1},
     "GAAF_tanh, peak": {"activation": "GAAF_tanh", "gain": "peak"},
-    "nelu": {"shape": "nelu", "wave": "none"},
-    "leaky": {"shape": "leaky", "wave": "none"},
+    "nelu": {"shape": "nelu", "wave": "none", **GAIN_1},
+    "leaky": {"shape": "leaky", "wave": "none", **GAIN_1},
     "B-SiLU": {"activation": "b_silu"},
     "AdamW, relu": {"optimizer": "adamw", **RELU},
     "AdamW, paper": {"optimizer": "adamw", **PAPER},

@@ -41,14 +41,14 @@ KERAS_OWN = "relu, Keras' own normalisation"
 # The settings of each row; and the row that it is measured against.
 ROWS = {
     "relu": ({"activation": "relu"}, "relu"),
-    "GAAF_relu": ({}, "relu"),
+    "GAAF_relu": ({"gain": 1.0}, "relu"),
     "GAAF_relu, gain peak": ({"gain": "peak"}, "relu"),
-    "GAAF_relu, limit wave": ({"wave": "none"}, "relu"),
+    "GAAF_relu, limit wave": ({"wave": "none", "gain": 1.0}, "relu"),
     "elu": ({"activation": "elu"}, "relu"),
     KERAS_OWN: ({"activation": "relu"}, "relu"),
     "tanh": ({"activation": "tanh"}, "tanh"),
-    "GAAF_tanh": ({"activation": "GAAF_tanh"}, "tanh"),
-    "GAAF_tanh, limit wave": ({"activation": "GAAF_tanh", "wave": "none"}, "tanh"),
+    "GAAF_tanh": ({"activation": "GAAF_tanh", "gain": 1.0}, "tanh"),
+    "GAAF_tanh, limit wave": ({"activation": "GAAF_tanh", "wave": "none", "gain": 1.0}, "tanh"),
 }
 
 

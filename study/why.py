@@ -32,7 +32,7 @@ BY_DEPTH = {
     "relu": RELU,
     "GAAF_relu": {"gain": 1.0},
     "GAAF_relu, peak": {"gain": "peak"},
-    "paper": {**PAPER, "gain": 1.0},
+    "paper": PAPER,
     "paper, peak": PEAK,
     "bsilu": {"shape": "bsilu", "wave": "none", "gain": 1.0},
     "tanh": {"activation": "tanh"},
@@ -42,7 +42,7 @@ BY_DEPTH = {
 NETWORKS = {
     "relu": RELU,
     "relu, dropout 0.2": RELU,
-    "paper": BY_DEPTH["paper"],
+    "paper": PAPER,
     "paper, peak": PEAK,
 }
 DEPTHS = (20, 56, 110, 164)  # both versions have them

@@ -55,6 +55,10 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
         assert json.loads(line["settings"]) == settings[line["row"]]
         assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
         assert run.key == analysis.key_of(line)
+        model = keras.models.load_model(run.directory / "final.keras")
+        kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) == 4]
+        penalty = 1e-4 * sum((kernel**2).sum() for kernel in kernels)
+        assert float(line["penalty"]) == pytest.approx(penalty, rel=1e-4)
 
     monkeypatch.setattr(experiments.Run, "train", None)  # nothing is left to train
     experiments.train(runs, at_once=2, results=results)
@@ -63,17 +67,6 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
     with monkeypatch.context() as patch, pytest.raises(TypeError):  # by other code, all are
         patch.setattr(experiments, "code", lambda: "other code")
         experiments.train(runs, at_once=2, results=results)
-
-    assert {line.pop("penalty") for line in lines} == {""}
-    experiments.add_penalties(runs, results)
-    after = read_csv(results)
-    directories = {run.key: run.directory for run in runs}
-    for line in after:
-        model = keras.models.load_model(directories[analysis.key_of(line)] / "final.keras")
-        kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) == 4]
-        penalty = 1e-4 * sum((kernel**2).sum() for kernel in kernels)
-        assert float(line.pop("penalty")) == pytest.approx(penalty, rel=1e-4)
-    assert after == lines
 
 
 def test_the_slope_of_b_silu_is_that_of_the_shape_of_its_name():
@@ -164,8 +157,35 @@ def test_runs_on_other_data_or_of_other_code_are_not_mixed_in(tmp_path, monkeypa
     lines += [("relu", 6, 20, "a", 0.5, "new"), ("relu", 6, 20, "a", 0.5, "newer")]
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     found = analysis.study()
-    assert set(found["relu"].runs) == {"5", "6"} and found["relu"].sources == "newer"
+    assert set(found["relu"].runs) == {"5", "6"} and found["relu"].made_by[0] == "newer"
     assert set(found["shift 0"].runs) == {"0"} and set(found["shift 0"].plain) == {"0", "1"}
+
+
+def test_runs_of_other_devices_or_versions_are_not_compared(tmp_path, monkeypatch):
+    columns = ("row", "seed", "epochs", "data", "test_accuracy", "sources", "device", "versions")
+    lines = [("relu", seed, 20, "a", 0.5, "f", "GPU", "v 1") for seed in range(3)]
+    lines += [("paper", seed, 20, "a", 0.6, "f", "GPU", "v 1") for seed in range(2)]
+    lines += [("paper", 2, 20, "a", 0.9, "f", "GPU", "v 2")]
+    lines += [(row, 2, 20, "a", 0.7, "f", "CPU", "v 1") for row in ("relu", "paper", "shift 0")]
+    write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
+    monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
+    found = analysis.study()
+    assert {row: x.made_by[1:] for row, x in found.items()} == {
+        "relu": ("GPU", "v 1"),  # with the most runs
+        "paper": ("GPU", "v 1"),
+        "shift 0": ("CPU", "v 1"),
+    }
+    differences = analysis.differences(found, analysis.accuracy)
+    assert {row: pytest.approx(x[0]) for row, x in differences.items()} == {
+        "paper": 0.1,
+        "shift 0": 0,
+    }
+
+    # Nor do other numbers on another device say that the code makes others.
+    other = [RUN | {"seed": "0", "sources": x, "device": x, "test_accuracy": x} for x in "ab"]
+    assert analysis.same_code(other) == {"a": "a", "b": "b"}
+    both = [RUN | {"seed": "1", "sources": x, "device": "c", "test_accuracy": "1"} for x in "ab"]
+    assert analysis.same_code([*other, *both]) == {"a": "b", "b": "b"}
 
 
 RUN = {"row": "relu", "epochs": "20", "data": "a", "best_test_accuracy": "0.9"}
@@ -261,6 +281,6 @@ def test_p_is_corrected_for_the_number_of_rows():
     assert values == {min(1, 3 * alone["some"])}
 
 
-def test_cross_entropy_is_the_loss_without_the_penalty():
-    assert analysis.cross_entropy({"train_loss": "0.5", "penalty": "0.125"}) == 0.375
-    assert np.isnan(analysis.cross_entropy({"train_loss": "0.5", "penalty": ""}))  # not added yet
+def test_what_a_line_lacks_is_no_number():
+    assert analysis.loss({"train_loss": "0.5"}) == 0.5
+    assert np.isnan(analysis.penalty({"penalty": ""}))

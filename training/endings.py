@@ -42,16 +42,14 @@ def ending_of(error, settings):
 
 def cause(settings):
     """What most likely made the loss NaN or infinite, first the likelier, and the ways out."""
-    from training.model import RATES, carried, gain_of, growth, learning_rate
+    from training.model import RATES, learning_rate
 
     causes, rate = [], learning_rate(settings)
     plain = settings.activation.removeprefix("GAAF_")
-    gain = gain_of(settings)[0] if plain != settings.activation else "peak"
-    if gain != "peak" and growth(settings, gain) > carried(settings):
+    if plain != settings.activation and settings.gain != "peak":
         causes.append(
-            f"the network of depth {settings.depth} is too deep for GAAF with gain {gain:g}, which "
-            "enlarges gradients at each activation: take --gain peak, a smaller --depth or "
-            f"--activation {plain}"
+            f"GAAF with gain {settings.gain:g} enlarges gradients at each activation: take --gain "
+            f"peak, a smaller --depth or --activation {plain}"
         )
     if not causes or rate > RATES[settings.optimizer]:
         causes.append(f"the learning rate, {rate:g}, is too high")

@@ -5,7 +5,6 @@ import difflib
 import math
 
 import keras
-import numpy as np
 
 import gaaf
 from resnet_v1 import block_and_count, resnet_v1
@@ -47,58 +46,16 @@ def activation_of(settings, strength=1.0):
         )
     if name == settings.activation:
         return gaaf.get(name)
-    return _gaaf(settings, strength=strength, gain=gain_of(settings)[0])
-
-
-def _gaaf(settings, **others):
     return gaaf.GAAF(
-        settings.activation.removeprefix("GAAF_"),
+        name,
         shift=settings.shift,
         slope=settings.slope,
         frequency=settings.frequency,
         wave=None if settings.wave == "none" else settings.wave,
         shape=None if settings.shape == "none" else settings.shape,
-        **others,
+        strength=strength,
+        gain=settings.gain,
     )
-
-
-def gain_of(settings):
-    """The gain of GAAF that the settings ask for, and in words why."""
-    if settings.gain != "auto":
-        return settings.gain, "as the settings say"
-    bits, most = growth(settings), carried(settings)
-    why = f"with 1, gradients grow by 2^{bits:.0f}; 2^{most} can be carried"
-    return (1.0 if bits <= most else "peak"), why
-
-
-def carried(settings):
-    """By which power of 2 gradients may grow on their way back through all activations.
-
-    Adam squares them, and float32 ends at 2^128; what is left is margin, for the largest of them
-    and for what training adds. SGD steps as far as they are long. Of the 2^40 between float16's
-    smallest and largest number, less than half is for growth.
-    """
-    most = 1 if settings.optimizer == "sgd" else 48
-    return min(most, 16) if settings.precision == "mixed_float16" else most
-
-
-def growth(settings, gain=1.0):
-    """About how much larger GAAF makes the first convolution's gradient, as a power of 2.
-
-    In version 1 each activation multiplies its square by the mean square gain, E(φ′+s)²/Eφ′² of
-    standard normal inputs. In version 2 the l-th block of a stage has three of them in its branch,
-    whose share in the sum falls as 1/l. docs/networks.md has it beside what was measured.
-    """
-    x, activation = np.linspace(-6, 6, 4001), _gaaf(settings)
-    slopes = (gaaf.gradient(f, x) for f in (activation, activation.activation))
-    squares = (keras.ops.convert_to_numpy(slope) ** 2 for slope in slopes)
-    accelerated, plain = (square @ np.exp(-(x**2) / 2) for square in squares)
-    power = gain**2 * accelerated / plain
-    if settings.version == 1:
-        return (settings.depth - 1) * math.log2(power) / 2
-    _, blocks = block_and_count(settings.depth, None, settings.version)
-    shares = (math.log2((1 + 2 * power**3 / n) / (1 + 2 / n)) for n in range(1, blocks + 1))
-    return 3 / 2 * sum(shares)
 
 
 def build(settings, data, strength=1.0):

@@ -12,7 +12,7 @@ from training.checkpoints import Checkpoints, best_of
 from training.console import say
 from training.files import written
 from training.identity import identity_of
-from training.model import activations_of, gain_of
+from training.model import activations_of
 
 
 def describe(settings, model, data):
@@ -23,7 +23,7 @@ def describe(settings, model, data):
     return {
         **identity_of(settings, data, model.optimizer),
         "network": {"name": network.name, "parameters": network.count_params()},
-        "activation": {"name": settings.activation} | parameters_of(activation, settings),
+        "activation": {"name": settings.activation} | parameters_of(activation),
         "images": {"training": len(data.x_train), "test": len(data.x_test)},
         "device": devices.kind(),
         "devices": devices.count(),
@@ -37,8 +37,8 @@ def describe(settings, model, data):
     }
 
 
-def parameters_of(activation, settings):
-    """The parameters of a GAAF that count, but for φ, and why its gain; none of another one."""
+def parameters_of(activation):
+    """The parameters of a GAAF that count, but for φ; none of another one."""
     if not isinstance(activation, gaaf.GAAF):
         return {}
     ignored = {"name", "activation"}
@@ -46,17 +46,13 @@ def parameters_of(activation, settings):
         ignored |= {"shift", "slope"}
     if activation.wave is None:
         ignored |= {"frequency"}
-    config = {k: v for k, v in activation.get_config().items() if k not in ignored}
-    return config | {"gain_because": gain_of(settings)[1]}
+    return {k: v for k, v in activation.get_config().items() if k not in ignored}
 
 
 def announce(config, directory):
     """Says what is about to happen."""
     settings, activation = config["settings"], config["activation"]
-    said = {k: v for k, v in activation.items() if k not in ("name", "gain_because")}
-    if "gain" in said:
-        said["gain"] = f"{said['gain']} ({activation['gain_because']})"
-    parameters = (f"{k} {v}" for k, v in said.items())
+    parameters = (f"{k} {v}" for k, v in activation.items() if k != "name")
     device = config["device"]
     if config["devices"] > 1:
         device = f"{config['devices']} × {device}, which share each batch"

@@ -33,7 +33,7 @@ LIMITS = {
     "seed": (0, 2**32 - 1),
 }
 # Words that may stand in the place of a number.
-WORDS = {"learning_rate": ("auto",), "gain": ("auto", "peak")}
+WORDS = {"learning_rate": ("auto",), "gain": ("peak",)}
 
 
 def check(settings):
