@@ -164,11 +164,11 @@ def study_table():
 
 
 def answer_table():
-    """The rows of the study with several seeds, in the few columns that answer the question."""
+    """What several seeds by the code of today say, in the few columns that answer the question."""
     rows, lines = study(), []
     more, cost = differences(rows, accuracy), differences(rows, loss)
-    for row, (*_, runs, _) in rows.items():
-        if len(runs) > 1:
+    for row, (_, (sources, *_), runs, _) in rows.items():
+        if len(runs) > 1 and sources:
             versus = in_words(more.get(row)), in_words(cost.get(row), digits=3)
             lines.append((row, f"{mean_of(runs, accuracy):.4f}", *versus, len(runs)))
     header = ("row", "test accuracy", "− relu (Holm's p)", "training loss − relu", "runs")
