@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,7 @@ def study_table():
 
 
 def answer_table():
-    """What several seeds by the code of today say, in the few columns that answer the question."""
+    """What several seeds say, but by the earliest code, in the columns that answer the question."""
     rows, lines = study(), []
     more, cost = differences(rows, accuracy), differences(rows, loss)
     for row, (_, (sources, *_), runs, _) in rows.items():
@@ -180,8 +181,11 @@ def plot_study(path):
     figure = Figure(figsize=(14, 5), layout="constrained")
     by_shift, *versus = figure.subplots(1, 3)
     found = study()
-    shown = found["shift -1"]  # all others of as many epochs, and the relu of its code
-    means = {k: mean_of(x.runs, accuracy) for k, x in found.items() if x.epochs == shown.epochs}
+    shifts = [x for row, x in found.items() if row in EARLIER and row.startswith("shift")]
+    common = statistics.mode((x.epochs, x.made_by) for x in shifts)  # the others would mislead
+    alike = {row: x for row, x in found.items() if (x.epochs, x.made_by) == common}
+    means = {row: mean_of(x.runs, accuracy) for row, x in alike.items()}
+    shown = next(x for x in shifts if x in alike.values())
     means["relu"] = mean_of(shown.plain, accuracy)
     curves = {"2018, 200 epochs": EARLIER, f"ours, {shown.epochs} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):

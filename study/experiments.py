@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from study.analysis import RESULTS, key_of, same_code
+from study.analysis import RESULTS, key_of, same_code, setup_of
 from study.rows import ROWS
 from training.files import read_csv, read_history, write_csv
 from training.identity import sources
@@ -81,18 +81,6 @@ class Run(NamedTuple):
             raise RuntimeError(f"{self.row}, seed {self.seed}: see {self.directory / 'log.txt'}")
         return self.result(sum(map(float, seconds.read_text(encoding="utf-8").split())))
 
-    def penalty(self):
-        """The weight penalty that is part of the training loss of the trained model.
-
-        That takes Keras, which would take memory of a GPU from the trainings, and so a process.
-        """
-        command = [sys.executable, "-m", "study.experiments", "--penalty-of", self.directory]
-        environment = {**SHARING, **os.environ}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-        if done.returncode:
-            raise RuntimeError(f"{self.row}, seed {self.seed}: {done.stderr}")
-        return float(done.stdout.split()[-1])
-
     def result(self, seconds):
         """The line of the results."""
         config = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
@@ -105,11 +93,11 @@ class Run(NamedTuple):
             "best_test_accuracy": max(row["val_accuracy"] for row in rows),
             "train_accuracy": rows[-1]["accuracy"],
             "train_loss": rows[-1]["loss"],
-            "penalty": self.penalty(),
+            "penalty": float(_with_keras(f"print_penalty_of({str(self.directory)!r})")),
             "seconds": round(seconds),
             "data": Path(self.data).stem,
             "device": config["device"],
-            "versions": ", ".join(f"{k} {v}" for k, v in config["versions"].items()),
+            "versions": in_words(config["versions"]),
             "settings": json.dumps(ROWS[self.row]),
             "sources": digest_of(config["sources"]),
         }
@@ -126,6 +114,48 @@ def code():
     return digest_of(sources(ROOT / "main.py"))
 
 
+def _with_keras(call):
+    """The last line that a function of this module prints, called in a process of its own.
+
+    Keras would keep memory of the GPU from the trainings if it were imported here.
+    """
+    command = [sys.executable, "-c", f"from study import experiments as e; e.{call}"]
+    environment = {**SHARING, **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{call} failed: {done.stderr}")
+    return done.stdout.splitlines()[-1]
+
+
+def print_penalty_of(directory):
+    """Prints the weight penalty of the model that a run has trained."""
+    import keras
+
+    import gaaf  # noqa: F401 - so that Keras knows it
+    from study import b_silu  # noqa: F401
+
+    model = keras.models.load_model(Path(directory) / "final.keras", compile=False)
+    print(round(float(sum(model.losses)), 6))
+
+
+def print_setup():
+    """Prints what a training would run on now, as its line of the results would say."""
+    from training import devices, report
+
+    print(json.dumps([devices.kind(), in_words(report.versions())]))
+
+
+@functools.cache
+def setup():
+    """The `setup_of` of what would be trained now."""
+    return tuple(json.loads(_with_keras("print_setup()")))
+
+
+def in_words(versions):
+    """{name: version} as the results have it."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def cores_of_each(at_once):
     """What gives each of so many trainings cores of its own: faster than if all had all of them."""
     if at_once == 1 or not shutil.which("taskset"):
@@ -135,12 +165,15 @@ def cores_of_each(at_once):
 
 
 def is_done(run, lines):
-    """Whether the results have the run, made by this code or by one that makes the same of it."""
+    """Whether the results have the run, made on this setup by this code or one that makes the same.
+
+    A difference between two setups would be one between their ways to round as well.
+    """
     same = same_code(lines)
     *wanted, now = run.key
-    return same.get(now, now) in {
-        same[made_by] for *key, made_by in map(key_of, lines) if key == wanted
-    }
+    found = [x for x in lines if [*key_of(x)[:-1]] == wanted]
+    found = [x for x in found if same[x["sources"]] == same.get(now, now)]
+    return any(setup_of(line) == setup() for line in found)
 
 
 def train(runs, at_once, results=RESULTS):
@@ -180,17 +213,6 @@ def train(runs, at_once, results=RESULTS):
         raise RuntimeError("; ".join(failed))
 
 
-def print_penalty_of(directory):
-    """Prints the weight penalty of the model that a run has trained."""
-    import keras
-
-    import gaaf  # noqa: F401 - so that Keras knows it
-    from study import b_silu  # noqa: F401
-
-    model = keras.models.load_model(Path(directory) / "final.keras", compile=False)
-    print(round(float(sum(model.losses)), 6))
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__.replace("%", "%%"), formatter_class=argparse.RawTextHelpFormatter
@@ -202,11 +224,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=200, help="default 200")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … a row; default 3")
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side; default 1")
-    parser.add_argument("--penalty-of", metavar="DIRECTORY", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.penalty_of:
-        print_penalty_of(given.penalty_of)
-        return
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"ROW: allowed is one of {known}; received {', '.join(unknown)}")
     if min(given.epochs, given.seeds, given.at_once) < 1:

@@ -87,7 +87,7 @@ def in_turn(functions, calls):
 
 
 def figures(names, precision):
-    """Yields (figure, value) of everything that is measured."""
+    """Yields (figure, value) of everything that is measured of rows, their bases among them."""
     on_cpu, data = devices.kind() == "CPU", noise(BATCH)
     networks = {name: network_of(name, precision, data) for name in names}
     for size in (BATCH,) if on_cpu else (BATCH, LARGE_BATCH):
@@ -119,7 +119,7 @@ def _predict(network, x, y):
 
 def _fit(network, x, y):
     """Several steps, as a GPU begins the next one before Python has seen the last one end."""
-    batches = (batch for batch in itertools.repeat((x, y)))
+    batches = (batch for batch in itertools.repeat((x, y)))  # Keras takes generators alone
     network.fit(batches, steps_per_epoch=FITTED, verbose=0)
 
 
@@ -128,7 +128,7 @@ def ratios(what, names, seconds, images):
     for name in names:
         if name == (base := ROWS[name][1]):
             yield f"{what}, {name}", f"{images / statistics.median(seconds[name]):,.0f} images/s"
-        elif base in names:
+        else:
             pairs = zip(seconds[name], seconds[base], strict=True)
             yield f"{what}, {name} / {base}", f"{statistics.median(a / b for a, b in pairs):.3f}"
 
@@ -156,6 +156,16 @@ def print_memory_of(name, precision):
     print(kilobytes("VmHWM") - held)
 
 
+def with_new(rows, new):
+    """The rows of the results, in the place of each that has been measured anew the new one."""
+
+    def what(row):
+        return row["figure"], row["precision"], row["device"]
+
+    by_figure = {what(row): row for row in rows} | {what(row): row for row in new}
+    return list(by_figure.values())
+
+
 def where():
     """The machine and the versions that figures are of."""
     backend, cpuinfo = keras.backend.backend(), Path("/proc/cpuinfo")
@@ -163,7 +173,7 @@ def where():
     device = f"{os.cpu_count()} cores of {names[0].partition(': ')[2]}"
     if devices.kind() != "CPU":
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        device = subprocess.check_output(asked, text=True).strip()
+        device = subprocess.check_output(asked, text=True).splitlines()[0]
     versions = f"Python {platform.python_version()}, keras {keras.__version__}"
     return {
         "device": device,
@@ -189,13 +199,11 @@ if __name__ == "__main__":
         if unknown := set(given.rows) - set(known):
             parser.error(f"ROW: allowed is one of {'; '.join(known)}; received {unknown}")
         same = {"precision": given.precision, "rounds": ROUNDS, **where()}
+        rows = dict.fromkeys(itertools.chain(*((ROWS[name][1], name) for name in given.rows)))
         new = [
             {"figure": figure, "value": value} | same
-            for figure, value in figures(given.rows, given.precision)
+            for figure, value in figures(list(rows), given.precision)
         ]
         for row in new:
             print(f"{row['figure']:<70} {row['value']}")
-        measured = (given.precision, same["device"])
-        rows = read_csv(RESULTS)
-        kept = [row for row in rows if (row["precision"], row["device"]) != measured]
-        write_csv(RESULTS, kept + new)
+        write_csv(RESULTS, with_new(read_csv(RESULTS), new))

@@ -41,7 +41,6 @@ def test_sgd_learns_the_digits(version, tmp_path):
     settings = main.Settings(
         version=version,
         optimizer="sgd",
-        gain="peak",
         data="digits",
         batch_size=32,
         epochs=10,

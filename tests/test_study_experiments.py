@@ -13,6 +13,7 @@ import main
 from docs import make
 from study import analysis, experiments, rows
 from study.b_silu import b_silu
+from training import devices, report
 from training.files import read_csv, read_history, write_csv
 from training.settings import check, parse
 
@@ -130,9 +131,9 @@ def test_what_is_not_known_yet_is_left_out():
     lacking = {seed: {**line, "test_accuracy": ""} for seed, line in plain.items()}
     some = runs(0.6, 0.7) | {"2": lacking["2"]}
     rows = {
-        "lacking": analysis.Row(20, "a", lacking, plain),
-        "some": analysis.Row(20, "a", some, plain),
-        "same": analysis.Row(20, "a", plain, plain),
+        "lacking": analysis.Row(20, (), lacking, plain),
+        "some": analysis.Row(20, (), some, plain),
+        "same": analysis.Row(20, (), plain, plain),
     }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"some", "same"}
@@ -224,6 +225,7 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
     runs = [experiments.Run("relu", seed, 20, "a", tmp_path) for seed in range(3)]
     monkeypatch.setattr(experiments.Run, "train", train)
     monkeypatch.setattr(experiments, "code", lambda: code)
+    monkeypatch.setattr(experiments, "setup", lambda: (None, None))
     results = tmp_path / "results.csv"
     for code, accuracy, expected in (  # noqa: B007 - as train has it
         ("first", 0.5, [0, 1, 2]),
@@ -237,6 +239,21 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
     assert len(read_csv(results)) == 7
 
 
+def test_what_another_setup_has_made_is_not_done_here(tmp_path, monkeypatch):
+    run = experiments.Run("relu", 0, 20, "a", tmp_path)
+    (line,) = made(experiments.code(), **{"0": "0.5"})
+    line |= {"device": "GPU", "versions": "keras 3"}
+    for setup, done in ((("GPU", "keras 3"), True), (("CPU", "keras 3"), False)):
+        monkeypatch.setattr(experiments, "setup", lambda setup=setup: setup)
+        assert experiments.is_done(run, [line]) == done
+
+
+@once
+def test_a_setup_is_told_as_the_results_have_it():
+    device, versions = experiments.setup()
+    assert (device, versions) == (devices.kind(), experiments.in_words(report.versions()))
+
+
 def runs(*accuracies):
     """{seed: line of the results} of the runs of a row."""
     return {str(seed): {"test_accuracy": a} for seed, a in enumerate(accuracies)}
@@ -245,12 +262,12 @@ def runs(*accuracies):
 def test_differences_are_paired_by_seed():
     plain = runs(0.80, 0.80, 0.80)
     rows = {
-        "plain": analysis.Row(20, "a", plain, {}),
-        "three": analysis.Row(20, "a", runs(0.81, 0.82, 0.83), plain),
+        "plain": analysis.Row(20, (), plain, {}),
+        "three": analysis.Row(20, (), runs(0.81, 0.82, 0.83), plain),
     }
     rows |= {
-        "one": analysis.Row(20, "a", runs(0.81), plain),
-        "alone": analysis.Row(20, "a", runs(0.81), {}),
+        "one": analysis.Row(20, (), runs(0.81), plain),
+        "alone": analysis.Row(20, (), runs(0.81), {}),
     }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"three", "one"}
@@ -264,9 +281,9 @@ def test_differences_are_paired_by_seed():
 def test_p_is_corrected_for_the_number_of_rows():
     """By Holm: the smallest of three counts three times, the next twice, and none less than it."""
     plain = runs(0.5, 0.5, 0.5, 0.5)
-    rows = {"little": analysis.Row(20, "a", runs(0.49, 0.52, 0.48, 0.53), plain)}
-    rows |= {"much": analysis.Row(20, "a", runs(0.60, 0.61, 0.62, 0.63), plain)}
-    rows |= {"some": analysis.Row(20, "a", runs(0.5, 0.51, 0.52, 0.53), plain)}
+    rows = {"little": analysis.Row(20, (), runs(0.49, 0.52, 0.48, 0.53), plain)}
+    rows |= {"much": analysis.Row(20, (), runs(0.60, 0.61, 0.62, 0.63), plain)}
+    rows |= {"some": analysis.Row(20, (), runs(0.5, 0.51, 0.52, 0.53), plain)}
     alone = {
         row: analysis.differences({row: pair}, analysis.accuracy)[row][2]
         for row, pair in rows.items()

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import operator
 import os
 import re
 import socket
@@ -196,7 +197,11 @@ def test_images_kept_on_the_device_make_the_same_batches(monkeypatch, augmentati
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), "uint8")
     data = Data(images, np.arange(40) % 10, images, np.arange(40) % 10)
     settings = main.Settings(batch_size=16, data_augmentation=augmentation)
-    here, there = [], []
+    here, there, compiled = [], [], []
+    if BACKEND == "jax":
+        import jax
+
+        monkeypatch.setattr(jax, "jit", lambda f, jit=jax.jit: compiled.append(f) or jit(f))
     for drawn, kind in ((here, "CPU"), (there, "GPU")):
         monkeypatch.setattr(devices, "kind", lambda kind=kind: kind)
         drawn += itertools.islice(devices.feed(settings, data)["x"], 6)  # two epochs
@@ -204,3 +209,4 @@ def test_images_kept_on_the_device_make_the_same_batches(monkeypatch, augmentati
         assert isinstance(x, np.ndarray) and not isinstance(kept, np.ndarray)
         np.testing.assert_array_equal(x, keras.ops.convert_to_numpy(kept))
         np.testing.assert_array_equal(y, labels)
+    assert (operator.getitem in compiled) == (BACKEND == "jax")

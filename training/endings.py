@@ -42,17 +42,17 @@ def ending_of(error, settings):
 
 def cause(settings):
     """What most likely made the loss NaN or infinite, first the likelier, and the ways out."""
-    from training.model import RATES, learning_rate
+    from training.model import learning_rate, steepest
 
-    causes, rate = [], learning_rate(settings)
+    causes, slope = [], steepest(settings)
     plain = settings.activation.removeprefix("GAAF_")
-    if plain != settings.activation and settings.gain != "peak":
+    if plain != settings.activation and slope > 1.1:
         causes.append(
-            f"GAAF with gain {settings.gain:g} enlarges gradients at each activation: take --gain "
-            f"peak, a smaller --depth or --activation {plain}"
+            f"the slope of GAAF, up to {slope:.1f} with gain {settings.gain:g}, which enlarges "
+            "gradients at each activation: take --gain peak, a smaller --depth or "
+            f"--activation {plain}"
         )
-    if not causes or rate > RATES[settings.optimizer]:
-        causes.append(f"the learning rate, {rate:g}, is too high")
+    causes.append(f"the learning rate, {learning_rate(settings):g}, which is too high")
     return f"most likely {', or '.join(causes)}"
 
 

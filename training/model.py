@@ -58,6 +58,12 @@ def activation_of(settings, strength=1.0):
     )
 
 
+def steepest(settings):
+    """The largest slope of the activation that the settings name, gain included."""
+    x = keras.ops.linspace(-20.0, 20.0, 4001)
+    return float(keras.ops.max(gaaf.gradient(activation_of(settings), x)))
+
+
 def build(settings, data, strength=1.0):
     """Returns the model to train and to save: it takes raw images, and normalises them itself.
 

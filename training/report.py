@@ -19,7 +19,6 @@ def describe(settings, model, data):
     """Returns all that config.json says of a run: what decides it, and what it ran on."""
     network = model.layers[-1]
     activation = activations_of(network)[0].activation
-    backend = keras.backend.backend()
     return {
         **identity_of(settings, data, model.optimizer),
         "network": {"name": network.name, "parameters": network.count_params()},
@@ -28,12 +27,18 @@ def describe(settings, model, data):
         "device": devices.kind(),
         "devices": devices.count(),
         "compiler": devices.in_words(),
-        "versions": {
-            "python": platform.python_version(),
-            "keras": keras.__version__,
-            backend: sys.modules[backend].__version__,
-            "numpy": sys.modules["numpy"].__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions():
+    """{name: version} of what computes."""
+    backend = keras.backend.backend()
+    return {
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        backend: sys.modules[backend].__version__,
+        "numpy": sys.modules["numpy"].__version__,
     }
 
 
