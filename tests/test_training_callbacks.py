@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_place(loss):
         stop.on_train_batch_end(7, {"loss": loss})
 
 
-STEEP = "the slope of GAAF, up to {} with gain 1, which enlarges gradients"
+STEEP = "the slope of GAAF, up to {} with gain 1, enlarges gradients"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ STEEP = "the slope of GAAF, up to {} with gain 1, which enlarges gradients"
 )
 def test_the_likely_causes_are_told_with_the_ways_out(settings, slope, rate):
     words = cause(main.Settings(**settings))
-    assert words.endswith(f"the learning rate, {rate}, which is too high")
+    assert words.endswith(f"the learning rate, {rate}, is too high")
     plain = settings.get("activation", "GAAF_relu").removeprefix("GAAF_")
     way_out = f"take --gain peak, a smaller --depth or --activation {plain}, or the learning rate"
     assert (way_out in words) == (slope is not None)

@@ -48,11 +48,11 @@ def cause(settings):
     plain = settings.activation.removeprefix("GAAF_")
     if plain != settings.activation and slope > 1.1:
         causes.append(
-            f"the slope of GAAF, up to {slope:.1f} with gain {settings.gain:g}, which enlarges "
+            f"the slope of GAAF, up to {slope:.1f} with gain {settings.gain:g}, enlarges "
             "gradients at each activation: take --gain peak, a smaller --depth or "
             f"--activation {plain}"
         )
-    causes.append(f"the learning rate, {learning_rate(settings):g}, which is too high")
+    causes.append(f"the learning rate, {learning_rate(settings):g}, is too high")
     return f"most likely {', or '.join(causes)}"
 
 
