@@ -13,7 +13,6 @@ import main
 from docs import make
 from study import analysis, experiments, rows
 from study.b_silu import b_silu
-from training import devices, report
 from training.files import read_csv, read_history, write_csv
 from training.settings import check, parse
 
@@ -56,6 +55,7 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
         assert json.loads(line["settings"]) == settings[line["row"]]
         assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
         assert run.key == analysis.key_of(line)
+        assert analysis.setup_of(line) == experiments.setup()
         model = keras.models.load_model(run.directory / "final.keras")
         kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) == 4]
         penalty = 1e-4 * sum((kernel**2).sum() for kernel in kernels)
@@ -246,12 +246,6 @@ def test_what_another_setup_has_made_is_not_done_here(tmp_path, monkeypatch):
     for setup, done in ((("GPU", "keras 3"), True), (("CPU", "keras 3"), False)):
         monkeypatch.setattr(experiments, "setup", lambda setup=setup: setup)
         assert experiments.is_done(run, [line]) == done
-
-
-@once
-def test_a_setup_is_told_as_the_results_have_it():
-    device, versions = experiments.setup()
-    assert (device, versions) == (devices.kind(), experiments.in_words(report.versions()))
 
 
 def runs(*accuracies):
