@@ -142,7 +142,7 @@ def study_table():
     lines, rows = [], study()
     more, cost = differences(rows, accuracy), differences(rows, loss)
     for row, (epochs, (sources, device, _), found, _) in rows.items():
-        test, penalties = ([f(line) for line in found.values()] for f in (accuracy, penalty))
+        test = [accuracy(line) for line in found.values()]
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         lines.append(
             (
@@ -154,7 +154,7 @@ def study_table():
                 f"{mean_of(found, column('train_accuracy')):.4f}",
                 f"{mean_of(found, loss):.3f}",
                 in_words(cost.get(row), digits=3),
-                f"{np.mean(penalties):.3f}" if np.isfinite(penalties).all() else "",
+                f"{mean_of(found, penalty):.3f}".replace("nan", ""),
                 len(test),
                 epochs,
                 device,
@@ -182,10 +182,9 @@ def plot_study(path):
     by_shift, *versus = figure.subplots(1, 3)
     found = study()
     shifts = [x for row, x in found.items() if row in EARLIER and row.startswith("shift")]
-    common = statistics.mode((x.epochs, x.made_by) for x in shifts)  # the others would mislead
-    alike = {row: x for row, x in found.items() if (x.epochs, x.made_by) == common}
-    means = {row: mean_of(x.runs, accuracy) for row, x in alike.items()}
-    shown = next(x for x in shifts if x in alike.values())
+    common = statistics.mode(x[:2] for x in shifts)  # epochs and maker: others would mislead
+    shown = next(x for x in shifts if x[:2] == common)
+    means = {row: mean_of(x.runs, accuracy) for row, x in found.items() if x[:2] == common}
     means["relu"] = mean_of(shown.plain, accuracy)
     curves = {"2018, 200 epochs": EARLIER, f"ours, {shown.epochs} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):

@@ -15,26 +15,25 @@ RESULTS = Path(__file__).parent / "results" / "experiments.csv"
 
 
 def key_of(line):
-    """What tells a line of the results from the others: a row made by other code is another one."""
-    return tuple(line[column] for column in ("row", "seed", "epochs", "data", "sources"))
+    """What tells a line of the results from the others: (row, seed, epochs, data, *setup, sources).
 
-
-def setup_of(line):
-    """What it was trained on: kind of device, and versions. Other ones round in other ways."""
-    return line.get("device"), line.get("versions")
+    The setup is the kind of device, and versions: other ones round in other ways. A row made by
+    other code is another one, too.
+    """
+    *run, sources = (line[column] for column in ("row", "seed", "epochs", "data", "sources"))
+    return *run, line.get("device"), line.get("versions"), sources
 
 
 def same_code(lines):
     """{digest of sources: that of the latest ones that make the same numbers}, as the lines show.
 
-    Two are taken to make the same if there are runs that both have made, on the same device with
-    the same versions, and each of these ended alike, to the last digit.
+    Two are taken to make the same if there are runs that both have made, on the same setup, and
+    each of these ended alike, to the last digit.
     """
     made, same = {}, {}
     for line in lines:
         *run, code = key_of(line)
-        runs = made.setdefault(code, {})
-        runs[*run, *setup_of(line)] = [line.get(column) for column in MEASURES]
+        made.setdefault(code, {})[*run] = [line.get(column) for column in MEASURES]
     for code, runs in made.items():
         alike = {same[other] for other in same if _agree(runs, made[other])}
         same = {x: code if latest in alike else latest for x, latest in same.items()}
@@ -72,8 +71,9 @@ def study():
     lines, same = [x for x in results if x["data"] == data], same_code(results)
     latest = {same[x["sources"]]: i for i, x in enumerate(lines)}
     for x in lines:
-        group = groups.setdefault((int(x["epochs"]), (same[x["sources"]], *setup_of(x))), {})
-        group.setdefault(x["row"], {})[x["seed"]] = x
+        row, seed, epochs, _, *setup, code = key_of(x)
+        group = groups.setdefault((int(epochs), (same[code], *setup)), {})
+        group.setdefault(row, {})[seed] = x
     for row in ROWS:
         ours = {group: rows[row] for group, rows in groups.items() if row in rows}
         if ours:

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from study.analysis import RESULTS, key_of, same_code, setup_of
+from study.analysis import RESULTS, key_of, same_code
 from study.rows import ROWS
 from training.files import read_csv, read_history, write_csv
 from training.identity import sources
@@ -45,14 +45,13 @@ class Run(NamedTuple):
 
     @property
     def directory(self):
-        return self.folder / "-".join(self.key).replace(", ", "_").replace(" %", "").replace(
-            " ", "_"
-        )
+        name = f"{self.row}-{self.seed}-{self.epochs}-{Path(self.data).stem}-{code()}"
+        return self.folder / name.replace(", ", "_").replace(" %", "").replace(" ", "_")
 
     @property
     def key(self):
         """What tells its line of the results from the others, as `key_of` does."""
-        return self.row, str(self.seed), str(self.epochs), Path(self.data).stem, code()
+        return self.row, str(self.seed), str(self.epochs), Path(self.data).stem, *setup(), code()
 
     def flags(self):
         settings = {"data": self.data, "epochs": self.epochs, "seed": self.seed}
@@ -147,7 +146,7 @@ def print_setup():
 
 @functools.cache
 def setup():
-    """The `setup_of` of what would be trained now."""
+    """The kind of device, and the versions, that a training would have now."""
     return tuple(json.loads(_with_keras("print_setup()")))
 
 
@@ -165,15 +164,12 @@ def cores_of_each(at_once):
 
 
 def is_done(run, lines):
-    """Whether the results have the run, made on this setup by this code or one that makes the same.
-
-    A difference between two setups would be one between their ways to round as well.
-    """
+    """Whether the results have the run, made by this code or by one that makes the same of it."""
     same = same_code(lines)
     *wanted, now = run.key
-    found = [x for x in lines if [*key_of(x)[:-1]] == wanted]
-    found = [x for x in found if same[x["sources"]] == same.get(now, now)]
-    return any(setup_of(line) == setup() for line in found)
+    return same.get(now, now) in {
+        same[made_by] for *key, made_by in map(key_of, lines) if key == wanted
+    }
 
 
 def train(runs, at_once, results=RESULTS):

@@ -90,21 +90,21 @@ def figures(names, precision):
     """Yields (figure, value) of everything that is measured of rows, their bases among them."""
     on_cpu, data = devices.kind() == "CPU", noise(BATCH)
     networks = {name: network_of(name, precision, data) for name in names}
+    step = (_train, 4, 1) if on_cpu else (_fit, 1, FITTED)  # function, calls, batches a call
     for size in (BATCH,) if on_cpu else (BATCH, LARGE_BATCH):
         at = f" at batch {size}" if size != BATCH else ""
         data = noise(size)
         x, y = (keras.ops.convert_to_tensor(a) for a in (data.x_train, data.y_train))
-        for what, function, calls in (
-            ("training step", *((_train, 4) if on_cpu else (_fit, 1))),
-            ("inference", _predict, 8),
+        for what, (function, calls, batches) in (
+            ("training step", step),
+            ("inference", (_predict, 8, 1)),
         ):
             bound = {k: functools.partial(function, net, x, y) for k, net in networks.items()}
-            seconds = in_turn(bound, calls)
-            per_call = size * (FITTED if function is _fit else 1)
-            yield from ratios(what + at, names, seconds, per_call)
-    if on_cpu:
+            yield from ratios(what + at, names, in_turn(bound, calls), size * batches)
+    weighed = [x for x in ("elu", "GAAF_relu", "GAAF_relu, limit wave") if x in names]
+    if on_cpu and weighed:
         plain = memory("relu", precision)
-        for name in [x for x in ("elu", "GAAF_relu", "GAAF_relu, limit wave") if x in names]:
+        for name in weighed:
             taken = memory(name, precision) / plain
             yield f"memory of a training step at batch {LARGE_BATCH}, {name} / relu", f"{taken:.2f}"
 
@@ -199,7 +199,7 @@ if __name__ == "__main__":
         if unknown := set(given.rows) - set(known):
             parser.error(f"ROW: allowed is one of {'; '.join(known)}; received {unknown}")
         same = {"precision": given.precision, "rounds": ROUNDS, **where()}
-        rows = dict.fromkeys(itertools.chain(*((ROWS[name][1], name) for name in given.rows)))
+        rows = dict.fromkeys(x for name in given.rows for x in (ROWS[name][1], name))
         new = [
             {"figure": figure, "value": value} | same
             for figure, value in figures(list(rows), given.precision)

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-import operator
 import os
 import pickle
 import tarfile
@@ -190,15 +189,7 @@ def _checked(arrays, source):
 
 
 def batches(
-    images,
-    labels,
-    batch_size,
-    augmentation,
-    seed,
-    first_epoch=0,
-    devices=1,
-    process=(0, 1),
-    take=operator.getitem,
+    images, labels, batch_size, augmentation, seed, first_epoch=0, devices=1, process=(0, 1)
 ):
     """Yields the batches (images, labels) of one epoch after the other, without end.
 
@@ -206,7 +197,7 @@ def batches(
     run, and not one an epoch, lets the next epoch's first batches be ready in time.
 
     Args:
-        images: uint8 (n, height, width, channels), a NumPy array or a tensor on the device.
+        images: uint8 (n, height, width, channels), a NumPy array, or what is indexed like one.
         labels: Integers (n,), a NumPy array.
         batch_size: Images a batch; the last one of an epoch may be smaller.
         augmentation: Whether to flip every other image left to right, at random, and to shift
@@ -215,7 +206,6 @@ def batches(
         first_epoch: The epoch to begin with, counted from 0. Default 0.
         devices: How many are to share each batch, as `images_of_an_epoch` says. Default 1.
         process: (i, n): only the i-th of n parts of each batch is handed out. Default (0, 1).
-        take: Function (images, index) that returns images[index]. Default: that.
     """
     n = images_of_an_epoch(len(images), batch_size, devices)
     for epoch in itertools.count(first_epoch):
@@ -225,7 +215,7 @@ def batches(
             batch = order[start : min(start + batch_size, n)]
             index = augmented(batch, images.shape[1:3], rng) if augmentation else (batch,)
             part = part_of(len(batch), process)
-            yield take(images, tuple(x[part] for x in index)), labels[batch[part]]
+            yield images[tuple(x[part] for x in index)], labels[batch[part]]
 
 
 def part_of(n, process):
@@ -244,15 +234,12 @@ def images_of_an_epoch(n, batch_size, devices):
 
 
 def augmented(batch, size, rng):
-    """The index of a batch's images flipped and shifted at random, as `batches` says.
+    """Returns the index of images flipped and shifted at random: (numbers, rows, columns).
 
     Args:
         batch: Numbers of the images, integers (n,).
         size: (height, width) of an image.
         rng: `numpy.random.Generator`.
-
-    Returns:
-        Numbers (n, 1, 1), rows (n, height, 1) and columns (n, 1, width) of the pixels.
     """
     (height, width), n = size, len(batch)
     down, right = (rng.integers(-(size // 10), size // 10 + 1, (n, 1)) for size in (height, width))

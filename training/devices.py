@@ -138,13 +138,9 @@ def _distribution():
 
 def feed(settings, data, first_epoch=0):
     """What `fit` is to train on from an epoch on, counted from 0, and to test on."""
-    images, n, take = data.x_train, count(), operator.getitem
+    images, n = data.x_train, count()
     if _keeps_images():
-        images = keras.ops.convert_to_tensor(images)
-        if keras.backend.backend() == "jax":
-            import jax
-
-            take = jax.jit(take)  # one launch for what would be a dozen, each step
+        images = _OnDevice(images)
     drawn = functools.partial(
         batches,
         images,
@@ -155,7 +151,6 @@ def feed(settings, data, first_epoch=0):
         first_epoch,
         n,
         process(),
-        take,
     )
     steps = -(-images_of_an_epoch(len(images), settings.batch_size, n) // settings.batch_size)
     part = part_of(len(data.x_test), process())
@@ -169,6 +164,24 @@ def feed(settings, data, first_epoch=0):
         "validation_data": (data.x_test[part], data.y_test[part]),
         "validation_batch_size": settings.batch_size // process()[1] - uneven,
     }
+
+
+class _OnDevice:
+    """Images that lie on the device; on JAX, indexing them is one launch instead of a dozen."""
+
+    def __init__(self, images):
+        self.images, self.shape = keras.ops.convert_to_tensor(images), images.shape
+        self.take = operator.getitem
+        if keras.backend.backend() == "jax":
+            import jax
+
+            self.take = jax.jit(self.take)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.take(self.images, index)
 
 
 def _keeps_images():

@@ -44,9 +44,8 @@ def cause(settings):
     """What most likely made the loss NaN or infinite, first the likelier, and the ways out."""
     from training.model import learning_rate, steepest
 
-    causes, slope = [], steepest(settings)
-    plain = settings.activation.removeprefix("GAAF_")
-    if plain != settings.activation and slope > 1.1:
+    causes, plain = [], settings.activation.removeprefix("GAAF_")
+    if plain != settings.activation and (slope := steepest(settings)) > 1.1:
         causes.append(
             f"the slope of GAAF, up to {slope:.1f} with gain {settings.gain:g}, enlarges "
             "gradients at each activation: take --gain peak, a smaller --depth or "
