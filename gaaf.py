@@ -575,13 +575,14 @@ def _converted(model, replacement, check):
                 kept = {"name", "trainable", "dtype"} & config.keys()
                 new["config"] |= {key: config[key] for key in kept}
             return value | new if isinstance(value, dict) else new
+        own = callable(held) and not (_is_keras(held) or hasattr(held, "call"))
+        if own and key.endswith(("activation", "function")):
+            left[f"{owner.name} ({name or kind.__name__})"] = None
         if isinstance(config, dict) and value.get("class_name") == kind.__name__:
             known[str(id(kind))] = kind  # by its name Keras may find another
             new = {"registered_name": str(id(kind)), "compile_config": None}
             return value | new | {"config": inside(config, held, kind)}
         if name and name in (config, "<lambda>") and not _is_keras(held):
-            if key.endswith(("activation", "function")):
-                left[f"{owner.name} ({name})"] = None
             known[str(id(held))] = held
             return {"class_name": "function", "config": str(id(held))}
         return value

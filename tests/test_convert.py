@@ -533,8 +533,9 @@ def test_activations_without_a_hash_stay_and_lose_their_gaaf():
     own = gaaf.GAAF(Bell(), shape="gaussian")
     activations = [layers.Activation(x) for x in (Bell(2.0), "relu", own)]
     model = keras.Sequential([keras.Input((3,)), *activations])
-    copy, replaced = gaaf.to_gaaf(model)
+    copy, replaced, said = converted(gaaf.to_gaaf, model)
     assert replaced == 1 and isinstance(copy.layers[1].activation, gaaf.GAAF)
-    plain, replaced = gaaf.to_plain(copy)
-    assert replaced == 2
+    assert all(f"{layer.name} (Bell)" in said for layer in (activations[0], own))
+    plain, replaced, said = converted(gaaf.to_plain, copy)
+    assert replaced == 2 and f"{activations[0].name} (Bell)" in said
     assert [x.activation for x in plain.layers] == [Bell(2.0), keras.activations.relu, Bell()]

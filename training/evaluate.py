@@ -33,7 +33,7 @@ def evaluate(path, data=None):
     require_fitting(model, images, path)
     probabilities = model.predict(images.x_test, batch_size=128, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(images.y_test, probabilities)
-    loss = float(keras.ops.mean(losses)) + sum(float(penalty) for penalty in model.losses)
+    loss = sum(map(keras.ops.convert_to_numpy, model.losses), start=float(keras.ops.mean(losses)))
     predicted = probabilities.argmax(axis=1)
     counts = np.zeros((probabilities.shape[1],) * 2, int)
     np.add.at(counts, (images.y_test, predicted), 1)
