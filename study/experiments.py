@@ -11,7 +11,6 @@ import argparse
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -64,14 +63,14 @@ class Run(NamedTuple):
         program = ["-m", "study.b_silu"] if self.row == "B-SiLU" else [ROOT / "main.py"]
         return [sys.executable, *program, *self.flags()]
 
-    def train(self, processes, cores=()):
+    def train(self, processes):
         """Trains it, or goes on; returns the line of the results. Fails with RuntimeError."""
         self.directory.mkdir(parents=True, exist_ok=True)
         began, seconds = time.monotonic(), self.directory / "seconds.txt"
         print(f"{self.row}, seed {self.seed}: see {self.directory / 'log.txt'}", flush=True)
         with open(self.directory / "log.txt", "a", encoding="utf-8") as log:
-            command, environment = [*cores, *self.command()], {**SHARING, **os.environ}
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            environment = {**SHARING, **os.environ}
+            process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
             processes.append(process)
             code = process.wait()
         with open(seconds, "a", encoding="utf-8") as file:
@@ -155,12 +154,16 @@ def in_words(versions):
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def cores_of_each(at_once):
-    """What gives each of so many trainings cores of its own: faster than if all had all of them."""
-    if at_once == 1 or not shutil.which("taskset"):
-        return [[]] * at_once
-    cores = sorted(map(str, os.sched_getaffinity(0)))
-    return [["taskset", "-c", ",".join(cores[i::at_once] or cores)] for i in range(at_once)]
+def threads(n):
+    """Threads with cores of their own, as have the trainings that they start.
+
+    That is faster than if all trainings had all cores.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # Linux has it
+        return ThreadPoolExecutor(n)
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [cores[i::n] or cores for i in range(n)]
+    return ThreadPoolExecutor(n, initializer=lambda: os.sched_setaffinity(0, shares.pop()))
 
 
 def is_done(run, lines):
@@ -180,17 +183,12 @@ def train(runs, at_once, results=RESULTS):
     lines = read_csv(results)
     todo = [run for run in runs if not is_done(run, lines)]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
-    processes, failed, pool, lock = [], [], ThreadPoolExecutor(at_once), Lock()
-    free = cores_of_each(at_once)  # as many as there are threads, so that it is never empty
+    processes, failed, pool, lock = [], [], threads(at_once), Lock()
 
     def train_if_needed(run):
         if is_done(run, read_csv(results)):  # which may have become longer
             return
-        cores = free.pop()
-        try:
-            line = run.train(processes, cores)
-        finally:
-            free.append(cores)
+        line = run.train(processes)
         with lock:
             write_csv(results, [*read_csv(results), line])
         print(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}", flush=True)

@@ -12,7 +12,6 @@ import argparse
 import functools
 import itertools
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ import numpy as np  # noqa: E402
 
 import main  # noqa: E402
 from study.why import compiled  # noqa: E402
-from training import devices, normalization  # noqa: E402
+from training import devices, normalization, report  # noqa: E402
 from training.data import Data  # noqa: E402
 from training.files import read_csv, write_csv  # noqa: E402
 from training.settings import CHOICES  # noqa: E402
@@ -168,17 +167,13 @@ def with_new(rows, new):
 
 def where():
     """The machine and the versions that figures are of."""
-    backend, cpuinfo = keras.backend.backend(), Path("/proc/cpuinfo")
-    names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-    device = f"{os.cpu_count()} cores of {names[0].partition(': ')[2]}"
+    processor = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
+    device = f"{os.cpu_count()} cores of {processor}"
     if devices.kind() != "CPU":
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         device = subprocess.check_output(asked, text=True).splitlines()[0]
-    versions = f"Python {platform.python_version()}, keras {keras.__version__}"
-    return {
-        "device": device,
-        "versions": f"{versions}, {backend} {sys.modules[backend].__version__}",
-    }
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
+    return {"device": device, "versions": versions}
 
 
 if __name__ == "__main__":

@@ -73,41 +73,18 @@ def compiled(settings, data, dropout=0.0):
     return built
 
 
-def loss_gradients(network, x, y):
-    """The gradient of the loss, penalties included, of each trainable variable."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            loss = network.compute_loss(x, y, network(x, training=True))
-        return tape.gradient(loss, network.trainable_variables)
-    if keras.backend.backend() == "torch":
-        import torch
-
-        loss = network.compute_loss(x, y, network(x, training=True))
-        return torch.autograd.grad(loss, [v.value for v in network.trainable_variables])
-    import jax
-
-    def loss_of(trainable):
-        outputs, _, losses = network.stateless_call(
-            trainable, constant, x, training=True, return_losses=True
-        )
-        entropies = keras.losses.sparse_categorical_crossentropy(y, outputs)
-        return keras.ops.mean(entropies) + sum(losses)
-
-    constant = [v.value for v in network.non_trainable_variables]
-    return jax.grad(loss_of)([v.value for v in network.trainable_variables])
-
-
 def kernel_gradients(network, x, y):
     """{layer: mean absolute gradient} of each convolution in a block, from first to last."""
-    statistics = [v.numpy() for v in network.non_trainable_variables]
-    gradients = loss_gradients(network, x, y)
-    for variable, value in zip(network.non_trainable_variables, statistics, strict=True):
-        variable.assign(value)  # the look must not train the normalisations
+    twin = keras.models.clone_model(network)
+    twin.set_weights(network.get_weights())
+    # After its first step at a rate of 1, SGD's momentum is the gradient with the other sign.
+    sgd = keras.optimizers.SGD(1.0, momentum=0.5)
+    twin.compile(sgd, "sparse_categorical_crossentropy", run_eagerly=True)
+    twin.train_on_batch(x, y)
+    momentums = [v for v in sgd.variables if v.path.endswith("momentum")]
     return {
-        variable.path.split("/")[-2]: float(keras.ops.mean(keras.ops.abs(gradient)))
-        for variable, gradient in zip(network.trainable_variables, gradients, strict=True)
+        variable.path.split("/")[-2]: float(keras.ops.mean(keras.ops.abs(momentum)))
+        for variable, momentum in zip(twin.trainable_variables, momentums, strict=True)
         if "_conv" in variable.path and variable.path.endswith("kernel")
     }
 

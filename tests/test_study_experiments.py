@@ -1,12 +1,15 @@
 """The study: each run is trained once, by main.py, and lands in the results."""
 
 import json
+import os
 import sys
+import threading
 
 import keras
 import numpy as np
 import pytest
 from backends import derivatives, once
+from processes import python
 
 import gaaf
 import main
@@ -101,14 +104,22 @@ def test_a_run_that_fails_is_told_and_keeps_nobody_else_from_training(tmp_path, 
     assert [line["seed"] for line in read_csv(tmp_path / "results.csv")] == ["1", "2"]
 
 
-def test_trainings_side_by_side_have_cores_of_their_own(monkeypatch):
-    assert experiments.cores_of_each(1) == [[]]
-    monkeypatch.setattr(experiments.shutil, "which", lambda program: program)
-    monkeypatch.setattr(experiments.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert experiments.cores_of_each(2) == [["taskset", "-c", "0,2"], ["taskset", "-c", "1"]]
-    assert len(experiments.cores_of_each(4)) == 4  # more than there are
-    monkeypatch.setattr(experiments.shutil, "which", lambda program: None)
-    assert experiments.cores_of_each(2) == [[], []]
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_trainings_side_by_side_have_cores_of_their_own(n):
+    ready = threading.Barrier(n)  # so that each thread gets one of them
+    code = "import os; print(*os.sched_getaffinity(0))"
+
+    def cores(_):
+        ready.wait()
+        return {int(core) for core in python("-c", code).stdout.split()}
+
+    with experiments.threads(n) as pool:
+        found = list(pool.map(cores, range(n)))
+    mine = os.sched_getaffinity(0)  # as before
+    assert set.union(*found) == mine
+    if n <= len(mine):
+        assert sum(map(len, found)) == len(mine)
 
 
 def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
@@ -218,7 +229,7 @@ def test_codes_that_make_the_same_numbers_of_a_run_count_as_one(order):
 def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatch):
     """And the others if it ends in other numbers."""
 
-    def train(run, processes, cores):
+    def train(run, processes):
         trained.append(run.seed)
         return made(code, **{str(run.seed): accuracy})[0]
 

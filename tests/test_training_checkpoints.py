@@ -63,7 +63,6 @@ def test_a_checkpoint_has_weights_optimizer_and_history(tmp_path):
 
 def test_where_nothing_is_there_is_no_history(tmp_path):
     assert Checkpoints(tmp_path).history() == []
-    assert Checkpoints(tmp_path).latest_epoch() == 0
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,6 @@ def test_where_nothing_is_there_is_no_history(tmp_path):
 def test_the_last_two_and_their_best_stay(tmp_path, accuracies, stay):
     save_epochs(tmp_path, accuracies)
     assert names(tmp_path) == [f"{epoch:04}.keras" for epoch in stay]
-    assert Checkpoints(tmp_path).latest_epoch() == len(accuracies)
 
 
 def damaged_versions(content):

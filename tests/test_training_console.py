@@ -28,9 +28,9 @@ def test_lines_break_between_words(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     words = "network       " + "a-word-of-26-letters-or-so " * 8 + "/a/path" * 30
     terminal = Terminal()
-    console.say(f"{words}\nshort", indent=14, file=terminal)
+    console.say(words, indent=14, file=terminal)
     first, *others = terminal.getvalue().splitlines()
-    assert first.startswith("network       a-word") and others.pop() == "short"
+    assert first.startswith("network       a-word")
     assert all(line.startswith(" " * 14) for line in others)
     for line in (first, *others):
         assert len(line) < max(columns, 41) or len(line.split()) == 1

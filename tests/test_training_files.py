@@ -24,7 +24,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
-    refused = pytest.raises(files.InUse, match=r"^output_dir: allowed is .*; received ")
+    refused = pytest.raises(Mistake, match=r"^output_dir: allowed is .*; received ")
     with files.locked(tmp_path), refused, files.locked(tmp_path):
         pass
     with files.locked(tmp_path):
@@ -54,7 +54,6 @@ def test_remove_run_leaves_other_files(tmp_path):
     for name in files.FOLDERS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "inside").write_text("x")
-    assert files.written(tmp_path) == sorted(files.FILES + files.FOLDERS)
     (tmp_path / "notes.txt").write_text("mine")
     files.remove_run(tmp_path)
     files.remove_run(tmp_path)  # where there is none

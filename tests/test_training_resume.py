@@ -228,11 +228,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, capsys, monkeypatch):
     assert contents(directory / "checkpoints") == before
 
 
+def test_a_run_that_goes_on_has_no_final_model_until_it_ends(run, capsys, monkeypatch):
+    directory, arguments = run
+    monkeypatch.setattr(callbacks, "learning_rate_at", lambda epoch, settings: 1e30)
+    stops_with(3, [*arguments, "--epochs=3"], capsys)
+    main.main(["--evaluate", str(directory)])
+    assert capsys.readouterr().out.startswith(f"{directory / 'best.keras'}: ")
+
+
 def test_ctrl_c_before_the_training_costs_no_traceback(npz, tmp_path, capsys, monkeypatch):
     def interrupted(source):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("training.data.load", interrupted)
     message = stops_with(130, flags(npz, tmp_path / "run"), capsys)
-    assert "before the training began" in message
+    assert "main.py: stopped; nothing was written" in message
     assert not (tmp_path / "run").exists()

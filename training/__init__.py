@@ -1,4 +1,8 @@
-"""What `main.py` is made of. Imports go one way: main → training → the networks → gaaf."""
+"""What `main.py` is made of. Imports go one way: main → training → the networks → gaaf.
+
+Everywhere `settings` are those of main.py, `data` is a `training.data.Data`, `directory` the
+`pathlib.Path` of a run, and `rows` is its history, dictionaries as in history.csv.
+"""
 
 
 class Mistake(ValueError):

@@ -21,14 +21,7 @@ from training.tensorboard import GradientHistograms, TensorBoard
 def callbacks_of(settings, data, directory, rows, first_process=True):
     """The callbacks of a run: those that come before the user's own, and those that come after.
 
-    In processes other than the first they are those alone that train along.
-
-    Args:
-        settings: The settings of main.py.
-        data: `training.data.Data`.
-        directory: `pathlib.Path` of the run, which exists.
-        rows: The history that the run goes on from; rows are added to it.
-        first_process: Whether this process writes and prints. Default True.
+    They add to `rows`. In processes other than the first they are those alone that train along.
     """
     first, last = [LearningRate(settings), StopOnNotFinite()], []
     if first_process:
@@ -57,34 +50,20 @@ class WholeHistory(keras.callbacks.History):
         self.epoch = getattr(self, "epoch", [])
 
 
-class LearningRate(keras.callbacks.Callback):
-    """Sets the learning rate of each epoch, unless it is constant or the optimizer's own affair.
-
-    Args:
-        settings: The settings of main.py.
-    """
+class LearningRate(keras.callbacks.LearningRateScheduler):
+    """Sets the learning rate of each epoch, unless it is constant or the optimizer's own affair."""
 
     def __init__(self, settings):
-        super().__init__()
-        self.settings = settings
+        constant = settings.schedule == "constant"
+        super().__init__(lambda epoch, now: now if constant else learning_rate_at(epoch, settings))
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.settings.schedule == "constant":
-            return
         with contextlib.suppress(TypeError):  # so Keras says that it has a LearningRateSchedule
-            self.model.optimizer.learning_rate = learning_rate_at(epoch, self.settings)
-
-    def on_epoch_end(self, epoch, logs=None):
-        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        logs["learning_rate"] = float(rate)
+            super().on_epoch_begin(epoch, logs)
 
 
 class Progress(keras.callbacks.Callback):
-    """Tells what takes time, and how much is left.
-
-    Args:
-        epochs: Those of the whole run.
-    """
+    """Tells what takes time, and how much of it is left for all epochs."""
 
     async_safe = True  # what it does after a batch may be done later, in another thread
 
@@ -118,13 +97,8 @@ class Progress(keras.callbacks.Callback):
 class RunFiles(keras.callbacks.Callback):
     """Writes a run's files as it goes, all of which follow from its checkpoints.
 
-    After every epoch a checkpoint and history.csv, after the best so far best.keras, at the end
-    final.keras and curves.png.
-
-    Args:
-        settings: The settings of main.py.
-        directory: `pathlib.Path` of the run, which exists.
-        rows: The history that the run goes on from; rows are added to it.
+    After every epoch, whose row it adds to `rows`, a checkpoint and history.csv, after the best so
+    far best.keras, at the end final.keras and curves.png.
     """
 
     def __init__(self, settings, directory, rows):
@@ -136,6 +110,10 @@ class RunFiles(keras.callbacks.Callback):
         if self.rows:  # the run may have been stopped between its files
             write_csv(self.directory / "history.csv", self.rows)
             self._copy_checkpoint(best_of(self.rows), "best.keras")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for name in ("final.keras", "curves.png"):  # of a run that had ended, and goes on
+            (self.directory / name).unlink(missing_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
         first = ("learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")

@@ -20,9 +20,6 @@ class Checkpoints:
 
     A checkpoint is the saved model, with the optimizer's state, and in the same archive the history
     so far. The last two stay, and for each of them the one of its best epoch.
-
-    Args:
-        directory: `pathlib.Path` of the run.
     """
 
     def __init__(self, directory):
@@ -31,10 +28,6 @@ class Checkpoints:
     def path(self, epoch):
         """The file of an epoch, counted from 1."""
         return self.folder / f"{epoch:04}.keras"
-
-    def latest_epoch(self):
-        """The epoch of the latest checkpoint, or 0."""
-        return max((int(path.stem) for path in self.folder.glob("*.keras")), default=0)
 
     def save(self, model, rows):
         """Saves the state after the last epoch of the history."""

@@ -29,16 +29,9 @@ def say(text, indent=0, file=None):
     """Prints text; on a terminal, broken between words where its lines end."""
     file = file or sys.stdout
     if file.isatty():
-        text = "\n".join(
-            textwrap.fill(
-                line,
-                max(40, shutil.get_terminal_size().columns - 1),
-                subsequent_indent=" " * indent,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for line in text.splitlines()
-        )
+        width, indent = max(40, shutil.get_terminal_size().columns - 1), " " * indent
+        whole = {"break_long_words": False, "break_on_hyphens": False}
+        text = textwrap.fill(text, width, subsequent_indent=indent, **whole)
     print(text, file=file, flush=True)
 
 
@@ -77,8 +70,11 @@ def start_keras():
             ) from error
         if keras.backend.backend() == "tensorflow":  # which looks for devices now, and says so
             keras.distribution.list_devices()
-        elif _is_program:
-            _do_without_tensorflow()
+        elif _is_program and "tensorflow" not in sys.modules:
+            # Keras would import it to seed and to save, which takes seconds. It looks once: now.
+            sys.modules["tensorflow"] = None  # which Python takes for a module that is not there
+            keras.utils.set_random_seed(0)
+            del sys.modules["tensorflow"]
 
 
 def prepare_environment():
@@ -87,19 +83,6 @@ def prepare_environment():
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
         # A quarter off the time of the activations on an AVX-512 CPU.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
-
-
-def _do_without_tensorflow():
-    """Has Keras do without TensorFlow, which it would import to seed and to save.
-
-    That takes seconds, and TensorFlow has much to say. Keras looks for it once: now.
-    """
-    import keras
-
-    if "tensorflow" not in sys.modules:
-        sys.modules["tensorflow"] = None  # which Python takes for a module that is not there
-        keras.utils.set_random_seed(0)
-        del sys.modules["tensorflow"]
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def ending_of(error, settings):
     if isinstance(error, BrokenPipeError):
         return 141, None  # 128 + SIGPIPE, which Windows lacks
     if isinstance(error, KeyboardInterrupt):
-        return 130, "stopped before the training began"
+        return 130, "stopped; nothing was written"
     if isinstance(error, Mistake):
         return 2, f"error: {error}"
     if isinstance(error, NotFinite):
@@ -60,7 +60,7 @@ def saved(settings):
     from training.checkpoints import Checkpoints
 
     directory = directory_of(settings)
-    epoch = Checkpoints(directory).latest_epoch()
+    epoch = len(Checkpoints(directory).history())
     return f"the state after epoch {epoch} is in {directory}" if epoch else "no epoch was completed"
 
 

@@ -1,7 +1,6 @@
 """A run's directory: its lock, its files, whole or not there, and CSV in and out. No Keras."""
 
 import csv
-import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -49,12 +48,6 @@ def write_text(path, text):
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_config(directory, config):
-    """Writes config.json."""
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_text(directory / "config.json", text)
-
-
 def write_csv(path, rows):
     """Writes dictionaries, by column, as a CSV file with a header; what a row lacks is empty."""
 
@@ -82,13 +75,7 @@ def read_history(path):
 
 
 def plot_curves(path, label, rows):
-    """Draws loss and accuracy against the epoch, training dashed and test solid.
-
-    Args:
-        path: The .png file to write.
-        label: Name of the run in the legend.
-        rows: Those of history.csv.
-    """
+    """Draws loss and accuracy against the epoch, training dashed and test solid, as a .png file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -105,13 +92,9 @@ def plot_curves(path, label, rows):
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-class InUse(Mistake):
-    """Another process trains in the directory."""
-
-
 @contextmanager
 def locked(directory):
-    """Keeps other processes out of a run's directory; raises `InUse` where one is in it."""
+    """Keeps other processes out of a run's directory; raises `Mistake` where one is in it."""
     import filelock
 
     try:
@@ -123,7 +106,7 @@ def locked(directory):
         try:
             held = filelock.FileLock(path, timeout=0).acquire()
         except filelock.Timeout as error:
-            raise InUse(
+            raise Mistake(
                 "output_dir: allowed is a directory that no other process trains in; "
                 f"received '{directory}'"
             ) from error
@@ -137,8 +120,3 @@ def remove_run(directory):
         (directory / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(directory / name, ignore_errors=True)
-
-
-def written(directory):
-    """The names of the files and folders of a run that there are."""
-    return sorted(name for name in FILES + FOLDERS if (directory / name).exists())

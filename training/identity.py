@@ -51,11 +51,8 @@ def identity_of(settings, data=None, optimizer=None):
 def require_same_run(settings, **known):
     """Raises `Mistake` if the directory holds a run that this one does not go on with.
 
-    Returns in words what has changed since, where the settings say to go on all the same.
-
-    Args:
-        settings: The settings of main.py.
-        known: What `identity_of` takes, as far as it is known.
+    Returns in words what has changed since, where the settings say to go on all the same. `known`
+    is what `identity_of` takes, as far as it is known.
     """
     directory = directory_of(settings)
     config = directory / "config.json"
@@ -166,30 +163,17 @@ def _imported(tree, root, folder):
 def digest_of_code(tree):
     """A digest of a syntax tree, without docstrings and without the values of the settings."""
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            node.body = body[1:]
+        match node:
+            case ast.AST(body=[ast.Expr(ast.Constant()), *others]):
+                node.body = others
+            case ast.JoinedStr():  # into an f-string, Python 3.12 puts empty texts
+                node.values = [x for x in node.values if getattr(x, "value", None) != ""]
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
             for field in node.body:  # config.json has them as settings
                 if isinstance(field, ast.AnnAssign):
                     field.value = None
-    return hashlib.sha256(repr(_nested(tree)).encode()).hexdigest()[:16]
-
-
-def _is_text(node):
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-def _nested(node):
-    """A syntax tree as nested tuples that all versions of Python make alike.
-
-    Those of ast.dump differ: of late it leaves empty fields out, and nodes have gained some.
-    """
-    if isinstance(node, list):
-        return tuple(map(_nested, node))
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    if isinstance(node, ast.JoinedStr):  # into an f-string, Python 3.12 puts empty texts
-        node.values = [x for x in node.values if getattr(x, "value", None) != ""]
-    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
-    return type(node).__name__, *((name, _nested(value)) for name, value in fields)
+        # Nodes have gained fields that are empty mostly, which of late the dump leaves out.
+        for name, value in [*ast.iter_fields(node)]:
+            if value is None or value == []:
+                delattr(node, name)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]

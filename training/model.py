@@ -139,7 +139,7 @@ def make_variables(model):
 def learning_rate(settings):
     """The learning rate that the training begins with."""
     rate = settings.learning_rate
-    return RATES[settings.optimizer] if rate == "auto" else rate
+    return float(RATES[settings.optimizer] if rate == "auto" else rate)
 
 
 def learning_rate_at(epoch, settings):

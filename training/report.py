@@ -10,7 +10,7 @@ import gaaf
 from training import devices
 from training.checkpoints import Checkpoints, best_of
 from training.console import say
-from training.files import written
+from training.files import FILES, FOLDERS
 from training.identity import identity_of
 from training.model import activations_of
 
@@ -86,14 +86,7 @@ def announce(config, directory):
 
 
 def summarise(settings, directory, rows, trained):
-    """Says what came out, and where it lies.
-
-    Args:
-        settings: The settings of main.py.
-        directory: `pathlib.Path` of the run.
-        rows: Those of history.csv.
-        trained: How many of them were trained now.
-    """
+    """Says what came out of how many epochs trained now, and where it lies."""
     last, best = rows[-1], best_of(rows)
     if not trained:
         ended = Checkpoints(directory).path(last["epoch"]).stat().st_mtime
@@ -106,4 +99,5 @@ def summarise(settings, directory, rows, trained):
             f"Test accuracy: {last['val_accuracy']:.4f} in the last epoch, {last['epoch']}; "
             f"{best['val_accuracy']:.4f} in the best, {best['epoch']}"
         )
-    say(f"Written to {directory}: {', '.join(written(directory))}")
+    written = sorted(name for name in FILES + FOLDERS if (directory / name).exists())
+    say(f"Written to {directory}: {', '.join(written)}")

@@ -1,30 +1,26 @@
 """A run in its directory: what it goes on from, what it keeps, and what it says."""
 
 import contextlib
+import json
 import sys
 
 from training import deep, devices, report
 from training.callbacks import StopOnSignal, WholeHistory, callbacks_of
 from training.checkpoints import Checkpoints
-from training.files import locked, remove_run, write_config
+from training.files import locked, remove_run, write_text
 from training.identity import directory_of, require_same_run
 from training.model import make_variables, phases
 
 
-class Run:
+class Run(contextlib.ExitStack):
     """A run, as a context within which nobody else trains in its directory.
 
-    Of several processes the first alone writes and prints; the others train along.
-
-    Args:
-        settings: The settings of main.py.
-        data: `training.data.Data`.
-
-    Raises:
-        Mistake: if the directory holds another run, or another process trains in it.
+    Of several processes the first alone writes and prints; the others train along. Raises `Mistake`
+    if the directory holds another run, or another process trains in it.
     """
 
     def __init__(self, settings, data):
+        super().__init__()
         require_same_run(settings, data=data)
         self.settings, self.data = settings, data
         self.directory = directory_of(settings)
@@ -34,19 +30,15 @@ class Run:
         self.model = None
 
     def __enter__(self):
-        self.within = contextlib.ExitStack()
         if self.leads:
-            self.within.enter_context(locked(self.directory))
-        self.signals = self.within.enter_context(StopOnSignal())
+            self.enter_context(locked(self.directory))
+        self.signals = self.enter_context(StopOnSignal())
         self.rows = [] if self.settings.overwrite else self.checkpoints.history()
         self.done = self.before = len(self.rows)  # epochs
         self.callbacks = callbacks_of(
             self.settings, self.data, self.directory, self.rows, self.leads
         )
         return self
-
-    def __exit__(self, *exception):
-        return self.within.__exit__(*exception)
 
     def phases(self):
         """Yields what is left to train: (first epoch, its end, strength of GAAF)."""
@@ -79,7 +71,8 @@ class Run:
                 remove_run(self.directory)
             config = report.describe(self.settings, model, self.data)
             report.announce(config, self.directory)
-            write_config(self.directory, config)
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            write_text(self.directory / "config.json", text + "\n")
             if self.done and self.done < self.settings.epochs:
                 print(f"Going on after epoch {self.done} of {self.settings.epochs}", flush=True)
         if self.done:

@@ -17,12 +17,7 @@ def write_event(writer, epoch, summary):
 
 
 class TensorBoard(keras.callbacks.Callback):
-    """Writes the history as TensorBoard logs.
-
-    Args:
-        folder: `pathlib.Path` of the logs.
-        rows: The history, to which another callback adds each epoch's row first.
-    """
+    """Writes the history, to which another callback adds first, as TensorBoard logs."""
 
     def __init__(self, folder, rows):
         super().__init__()
@@ -60,11 +55,8 @@ class TensorBoard(keras.callbacks.Callback):
 class GradientHistograms(keras.callbacks.Callback):
     """Adds histograms of each activation's gradient to the TensorBoard logs, after every epoch.
 
-    That is φ_new′, by which it multiplies the gradient on its way back, at the inputs that it gets.
-
-    Args:
-        folder: `pathlib.Path` of the logs.
-        images: uint8 (n, height, width, channels), those to look at.
+    That is φ_new′, by which it multiplies the gradient on its way back, at the inputs that it gets
+    from some raw images.
     """
 
     def __init__(self, folder, images):
