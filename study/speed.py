@@ -27,6 +27,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import main  # noqa: E402
+from study.experiments import in_words  # noqa: E402
 from study.why import compiled  # noqa: E402
 from training import devices, normalization, report  # noqa: E402
 from training.data import Data  # noqa: E402
@@ -172,8 +173,7 @@ def where():
     if devices.kind() != "CPU":
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         device = subprocess.check_output(asked, text=True).splitlines()[0]
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
-    return {"device": device, "versions": versions}
+    return {"device": device, "versions": in_words(report.versions())}
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def test_where_nothing_is_there_is_no_history(tmp_path):
 def test_the_last_two_and_their_best_stay(tmp_path, accuracies, stay):
     save_epochs(tmp_path, accuracies)
     assert names(tmp_path) == [f"{epoch:04}.keras" for epoch in stay]
+    assert len(Checkpoints(tmp_path).history()) == len(accuracies)
 
 
 def damaged_versions(content):

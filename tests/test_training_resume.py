@@ -98,6 +98,8 @@ def test_a_run_that_has_ended_is_told_with_its_result(run, capsys):
     assert ended.group(1) == time.strftime("%Y-%m-%d %H:%M", time.localtime(latest))
     result = said[ended.end() :]
     assert "Test accuracy: " in result and f"Written to {directory}" in result
+    written = "best.keras, checkpoints, config.json, curves.png, final.keras, history.csv"
+    assert f"{directory}: {written}, tensorboard\n" in result
     assert "Going on" not in said and "Epoch" not in said and "Compiling" not in said
     assert contents(directory / "checkpoints") == before
 
