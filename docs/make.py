@@ -141,7 +141,7 @@ def study_table():
     header += ("loss", "− relu (Holm's p)", "penalty", "runs", "epochs", "device", "code")
     lines, rows = [], study()
     more, cost = differences(rows, accuracy), differences(rows, loss)
-    for row, (epochs, (sources, device, _), found, _) in rows.items():
+    for row, (epochs, (sources, device, _, precision), found, _) in rows.items():
         test = [accuracy(line) for line in found.values()]
         spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
         lines.append(
@@ -157,7 +157,7 @@ def study_table():
                 f"{mean_of(found, penalty):.3f}".replace("nan", ""),
                 len(test),
                 epochs,
-                device,
+                f"{device}, {precision.removeprefix('mixed_')}",
                 sources or "earlier",
             )
         )

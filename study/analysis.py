@@ -1,5 +1,6 @@
 """What the results of the study say: means over seeds, and differences to relu."""
 
+import json
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,12 @@ RESULTS = Path(__file__).parent / "results" / "experiments.csv"
 def key_of(line):
     """What tells a line of the results from the others: (row, seed, epochs, data, *setup, sources).
 
-    The setup is the kind of device, and versions: other ones round in other ways. A row made by
-    other code is another one, too.
+    The setup is the kind of device, versions and precision: other ones round in other ways. A row
+    made by other code is another one, too.
     """
     *run, sources = (line[column] for column in ("row", "seed", "epochs", "data", "sources"))
-    return *run, line.get("device"), line.get("versions"), sources
+    precision = json.loads(line.get("settings", "{}")).get("precision", "float32")
+    return *run, line.get("device"), line.get("versions"), precision, sources
 
 
 def same_code(lines):
@@ -51,7 +53,7 @@ class Row(NamedTuple):
     """The runs of a row that are compared, {seed: line of the results}, and those of its plain row.
 
     All have as many epochs, and were made by the same sources, as `same_code` has it, on the same
-    setup; that is (sources, device, versions).
+    setup; that is (sources, device, versions, precision).
     """
 
     epochs: int

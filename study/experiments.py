@@ -25,6 +25,7 @@ from study.analysis import RESULTS, key_of, same_code
 from study.rows import ROWS
 from training.files import read_csv, read_history, write_csv
 from training.identity import sources
+from training.settings import CHOICES
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "experiments"
@@ -40,21 +41,29 @@ class Run(NamedTuple):
     seed: int
     epochs: int
     data: str
+    precision: str = "float32"
     folder: Path = RUNS
 
     @property
+    def settings(self):
+        """What differs from the protocol; a row may have a precision of its own."""
+        return {"precision": self.precision} | ROWS[self.row]
+
+    @property
     def directory(self):
-        name = f"{self.row}-{self.seed}-{self.epochs}-{Path(self.data).stem}-{code()}"
+        data, precision = Path(self.data).stem, self.settings["precision"]
+        name = f"{self.row}-{self.seed}-{self.epochs}-{data}-{precision}-{code()}"
         return self.folder / name.replace(", ", "_").replace(" %", "").replace(" ", "_")
 
     @property
     def key(self):
         """What tells its line of the results from the others, as `key_of` does."""
-        return self.row, str(self.seed), str(self.epochs), Path(self.data).stem, *setup(), code()
+        run = self.row, str(self.seed), str(self.epochs), Path(self.data).stem
+        return *run, *setup(), self.settings["precision"], code()
 
     def flags(self):
         settings = {"data": self.data, "epochs": self.epochs, "seed": self.seed}
-        settings |= ROWS[self.row] | {"output_dir": self.directory}
+        settings |= self.settings | {"output_dir": self.directory}
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         return [flag.removesuffix("=True") for flag in flags]
 
@@ -96,7 +105,7 @@ class Run(NamedTuple):
             "data": Path(self.data).stem,
             "device": config["device"],
             "versions": in_words(config["versions"]),
-            "settings": json.dumps(ROWS[self.row]),
+            "settings": json.dumps(self.settings),
             "sources": digest_of(config["sources"]),
         }
 
@@ -217,6 +226,8 @@ def main():
     parser.add_argument("--data", default="cifar10", help="as of main.py; default cifar10")
     parser.add_argument("--epochs", type=int, default=200, help="default 200")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … a row; default 3")
+    precision = {"choices": CHOICES["precision"], "default": "float32", "help": "default float32"}
+    parser.add_argument("--precision", **precision)
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side; default 1")
     given = parser.parse_args()
     if unknown := set(given.rows) - set(ROWS):
@@ -224,7 +235,8 @@ def main():
     if min(given.epochs, given.seeds, given.at_once) < 1:
         parser.error("--epochs, --seeds, --at-once: allowed is 1 or more")
     # All rows once, before any a second time.
-    runs = [Run(r, s, given.epochs, given.data) for s in range(given.seeds) for r in given.rows]
+    how = given.epochs, given.data, given.precision
+    runs = [Run(row, seed, *how) for seed in range(given.seeds) for row in given.rows]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are to end as well
     try:
         train(runs, given.at_once)

@@ -22,7 +22,7 @@ from training.settings import check, parse
 
 def test_every_row_has_settings_that_main_takes(tmp_path):
     for row in rows.ROWS:
-        run = experiments.Run(row, 0, 20, "digits", tmp_path)
+        run = experiments.Run(row, 0, 20, "digits", folder=tmp_path)
         settings, _ = parse(main.Settings, "", run.flags())
         check(settings)
         assert rows.plain_row(row) in rows.ROWS
@@ -44,9 +44,10 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
     small = {"depth": 8, "batch_size": 64}
     settings = {"relu": {"activation": "relu", **small}, "paper": {"slope": 5, **small}}
     settings["B-SiLU"] = {"activation": "b_silu", "data_augmentation": True, **small}
+    settings["B-SiLU"]["precision"] = "mixed_bfloat16"
     monkeypatch.setattr(experiments, "ROWS", settings)
     results = tmp_path / "results.csv"
-    runs = [experiments.Run(row, 0, 1, str(npz), tmp_path / "runs") for row in settings]
+    runs = [experiments.Run(row, 0, 1, str(npz), folder=tmp_path / "runs") for row in settings]
     experiments.train(runs, at_once=2, results=results)
     lines = read_csv(results)
     assert {line["row"] for line in lines} == set(settings)
@@ -55,7 +56,7 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
         history = read_history(run.directory / "history.csv")
         assert float(line["test_accuracy"]) == history[-1]["val_accuracy"]
         assert float(line["train_loss"]) == history[-1]["loss"] and line["epochs"] == "1"
-        assert json.loads(line["settings"]) == settings[line["row"]]
+        assert json.loads(line["settings"]) == {"precision": "float32"} | settings[line["row"]]
         assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
         assert run.key == analysis.key_of(line)
         assert (line["device"], line["versions"]) == experiments.setup()
@@ -87,7 +88,7 @@ LINE = {"test_accuracy": 0.5, "data": "digits", "sources": ""}
 
 def test_a_run_that_fails_is_told_and_keeps_nobody_else_from_training(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.Run, "result", lambda run, _: LINE | run._asdict())
-    failing = experiments.Run("relu", 0, 1, "missing.npz", tmp_path)
+    failing = experiments.Run("relu", 0, 1, "missing.npz", folder=tmp_path)
     others = [failing._replace(seed=seed, data="digits") for seed in (1, 2)]
     monkeypatch.setattr(
         experiments.Run,
@@ -132,7 +133,7 @@ def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "false")  # what the user says goes
     with pytest.raises(KeyboardInterrupt):
-        experiments.Run("relu", 0, 1, "digits", tmp_path).train([])
+        experiments.Run("relu", 0, 1, "digits", folder=tmp_path).train([])
     assert started[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert started[0]["TF_FORCE_GPU_ALLOW_GROWTH"] == "false"
 
@@ -183,9 +184,9 @@ def test_runs_of_other_devices_or_versions_are_not_compared(tmp_path, monkeypatc
     monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
     found = analysis.study()
     assert {row: x.made_by[1:] for row, x in found.items()} == {
-        "relu": ("GPU", "v 1"),  # with the most runs
-        "paper": ("GPU", "v 1"),
-        "shift 0": ("CPU", "v 1"),
+        "relu": ("GPU", "v 1", "float32"),  # with the most runs
+        "paper": ("GPU", "v 1", "float32"),
+        "shift 0": ("CPU", "v 1", "float32"),
     }
     differences = analysis.differences(found, analysis.accuracy)
     assert {row: pytest.approx(x[0]) for row, x in differences.items()} == {
@@ -233,7 +234,7 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
         trained.append(run.seed)
         return made(code, **{str(run.seed): accuracy})[0]
 
-    runs = [experiments.Run("relu", seed, 20, "a", tmp_path) for seed in range(3)]
+    runs = [experiments.Run("relu", seed, 20, "a", folder=tmp_path) for seed in range(3)]
     monkeypatch.setattr(experiments.Run, "train", train)
     monkeypatch.setattr(experiments, "code", lambda: code)
     monkeypatch.setattr(experiments, "setup", lambda: (None, None))
@@ -250,8 +251,31 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
     assert len(read_csv(results)) == 7
 
 
+def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
+    run = experiments.Run("relu", 0, 20, "a", "mixed_bfloat16", tmp_path)
+    assert "--precision=mixed_bfloat16" in run.flags()
+    assert run.directory != run._replace(precision="float32").directory
+    columns = ("row", "seed", "epochs", "data", "test_accuracy", "sources", "settings")
+    bfloat16 = json.dumps(run.settings)
+    lines = [("relu", 0, 20, "a", 0.5, "f", "{}"), ("relu", 0, 20, "a", 0.6, "f", bfloat16)]
+    lines += [("paper", 0, 20, "a", 0.7, "f", bfloat16), ("relu", 1, 20, "a", 0.5, "f", "{}")]
+    write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
+    monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
+    found = analysis.study()
+    assert {row: x.made_by[-1] for row, x in found.items()} == {
+        "relu": "float32",  # with the most runs
+        "paper": "mixed_bfloat16",
+    }
+    assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
+    monkeypatch.setattr(experiments, "setup", lambda: (None, None))
+    monkeypatch.setattr(experiments, "code", lambda: "f")
+    done = [line | {"device": None, "versions": None} for line in read_csv(analysis.RESULTS)]
+    runs = run, run._replace(seed=1), run._replace(seed=1, precision="float32")
+    assert [experiments.is_done(run, done) for run in runs] == [True, False, True]
+
+
 def test_what_another_setup_has_made_is_not_done_here(tmp_path, monkeypatch):
-    run = experiments.Run("relu", 0, 20, "a", tmp_path)
+    run = experiments.Run("relu", 0, 20, "a", folder=tmp_path)
     (line,) = made(experiments.code(), **{"0": "0.5"})
     line |= {"device": "GPU", "versions": "keras 3"}
     for setup, done in ((("GPU", "keras 3"), True), (("CPU", "keras 3"), False)):
