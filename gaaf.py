@@ -568,8 +568,11 @@ def _converted(model, replacement, check):
             replaced.add((id(owner or held), key))
             if isinstance(held, keras.Layer):
                 new = keras.layers.Activation(new)
-            elif "inbound_nodes" in value:  # not a layer, which would pass masks on
-                new = keras.Model(x := keras.Input((1,)), new(x)).operations[-1]
+            elif "inbound_nodes" in value:
+                try:  # an operation, as a layer would pass masks on
+                    _, new = keras.Model(x := keras.Input((1,)), new(x)).operations
+                except ValueError:  # Keras has none that computes it
+                    new = keras.layers.Activation(new)
             new = changed(keras.saving.serialize_keras_object(new), new)
             if isinstance(held, keras.Layer) or "inbound_nodes" in value:
                 kept = {"name", "trainable", "dtype"} & config.keys()

@@ -208,6 +208,17 @@ def test_gaaf_that_is_there_stays_and_its_functions_are_taken_out_too():
     assert [x.activation.__name__ for x in plain.layers[1:]] == ["tanh", "tanh", "elu"]
 
 
+@pytest.mark.parametrize("phi", ["silu", "hard_silu", "mish", "linear"])
+def test_a_phi_that_is_no_operation_of_keras_comes_out_of_a_graph(phi):
+    inputs = keras.Input((4,))
+    y = gaaf.GAAF(phi, shape="gaussian", name="gaaf")(layers.Dense(4)(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(y))
+    plain, replaced = gaaf.to_plain(model)
+    assert replaced == 1 and "gaaf>" not in plain.to_json()
+    require_same_names_and_weights(model, plain)
+    require_close([model, plain], atol=1e-3)
+
+
 class Named(keras.layers.Layer):
     """A layer of somebody's own whose config names its activation."""
 
