@@ -41,8 +41,13 @@ def test_run_eagerly_is_left_alone(monkeypatch):
 
 
 def test_networks_that_are_not_deep_are_left_alone(monkeypatch):
+    import tensorflow as tf
+
+    trained(True, monkeypatch)  # its graph is not optimised, but the next one is again
+    assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
     model, _ = trained(False, monkeypatch)
     assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
+    assert not tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
 
 
 def test_what_keras_no_longer_does_is_left_to_keras(monkeypatch):

@@ -22,11 +22,15 @@ def shrink_graph(model):
     Args:
         model: `keras.Model`, compiled, whose optimizer is built; its last layer is the network.
     """
-    if len(model.layers[-1].layers) <= LAYERS or not devices.on_one_cpu() or model.run_eagerly:
+    if not devices.on_one_cpu() or model.run_eagerly:
         return
     import tensorflow as tf
 
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    is_deep = len(model.layers[-1].layers) > LAYERS
+    # Of the process: the next network that is not deep takes it back.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_deep})
+    if not is_deep:
+        return
     model.train_function = _train_function(model)
     if type(model.optimizer) is keras.optimizers.Adam and _is_that_of_keras(_adam_step):
         model.optimizer.update_step = _adam_step(model.optimizer, model.trainable_variables)
