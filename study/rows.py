@@ -10,6 +10,7 @@ RELU = {"activation": "relu"}
 AUGMENTED = {"data_augmentation": True, "precision": "mixed_bfloat16"}
 ROWS = {
     "relu": RELU,
+    "relu, weight decay 2e-4": {**RELU, "weight_decay": 2e-4},  # beside "shift -1, peak"
     "paper": PAPER,
     "paper, peak": PEAK,
     "bsilu": {"shape": "bsilu", "wave": "none", **GAIN_1},
