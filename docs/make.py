@@ -168,12 +168,14 @@ def answer_table():
     """What several seeds say, but by the earliest code, in the columns that answer the question."""
     rows, lines = study(), []
     more, cost = differences(rows, accuracy), differences(rows, loss)
-    for row, (_, (sources, *_), runs, _) in rows.items():
-        if len(runs) > 1 and sources:
+    for row, (_, (sources, *_), runs, plain) in rows.items():
+        if len(runs) > 1 and sources and plain:
+            paired = {seed: plain[seed] for seed in runs if seed in plain}
+            means = (f"{mean_of(x, accuracy):.4f}" for x in (runs, paired))
             versus = in_words(more.get(row)), in_words(cost.get(row), digits=3)
-            lines.append((row, f"{mean_of(runs, accuracy):.4f}", *versus, len(runs)))
-    header = ("row", "test accuracy", "− relu (Holm's p)", "training loss − relu", "runs")
-    return table(header, lines)
+            lines.append((row, *means, *versus, len(runs)))
+    header = ("row", "test accuracy", "relu's", "difference (Holm's p)", "training loss − relu's")
+    return table((*header, "runs"), lines)
 
 
 def plot_study(path):

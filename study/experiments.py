@@ -18,8 +18,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
+
+import filelock
 
 from study.analysis import RESULTS, key_of, same_code
 from study.rows import ROWS
@@ -122,10 +123,7 @@ def code():
 
 
 def _with_keras(call):
-    """The last line that a function of this module prints, called in a process of its own.
-
-    Keras would keep memory of the GPU from the trainings if it were imported here.
-    """
+    """The last line that a function prints in a process; here, Keras would keep memory of a GPU."""
     command = [sys.executable, "-c", f"from study import experiments as e; e.{call}"]
     environment = {**SHARING, **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -192,13 +190,13 @@ def train(runs, at_once, results=RESULTS):
     lines = read_csv(results)
     todo = [run for run in runs if not is_done(run, lines)]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
-    processes, failed, pool, lock = [], [], threads(at_once), Lock()
+    processes, failed, pool = [], [], threads(at_once)
 
     def train_if_needed(run):
         if is_done(run, read_csv(results)):  # which may have become longer
             return
         line = run.train(processes)
-        with lock:
+        with filelock.FileLock(f"{results}.lock"):  # another process may write them, too
             write_csv(results, [*read_csv(results), line])
         print(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}", flush=True)
 

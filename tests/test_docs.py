@@ -1,5 +1,6 @@
 """The pages: their tables are those that docs/make.py makes, and the README's examples run."""
 
+import json
 import re
 
 import keras
@@ -42,6 +43,64 @@ def test_pictures_can_be_made(tmp_path):
         plot(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 10_000
         assert re.search(rf"\]\((docs/)?{name}\)", texts) and (make.DOCS / name).exists()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Function from the name of a picture to its figure."""
+
+    def figure_of(name):
+        make.PICTURES[name](None)
+        return figures[-1]
+
+    figures = []
+    monkeypatch.setattr(make, "save", lambda figure, path: figures.append(figure))
+    return figure_of
+
+
+@once
+def test_the_picture_of_activations_shows_the_formula(drawn):
+    above, below = drawn("gaaf.png").axes[0], drawn("gaaf.png").axes[3]
+    value, gradient, s = (line.get_xydata().T for line in above.lines)
+    x = value[0]
+    np.testing.assert_allclose(value[1], np.maximum(x, 0), atol=1e-4)
+    np.testing.assert_allclose(s[1], 1 / (1 + np.exp(1 - x)), atol=1e-5)
+    np.testing.assert_allclose(gradient[1], (x > 0) + s[1], atol=1e-5)
+    wave = below.lines[0].get_ydata()  # s(-1) of ±0.5/K, and six periods of it
+    assert np.abs(wave).max() == pytest.approx(0.5e-4 / (1 + np.exp(2)), rel=1e-2)
+    assert np.sum(np.diff(wave) < -2e-6) in (5, 6, 7)
+
+
+@once
+def test_the_picture_of_the_study_shows_its_results(drawn):
+    by_shift, test, loss = drawn("study.png").axes
+    found = make.study()
+    reported, relu_then, ours, relu = (line.get_xydata() for line in by_shift.lines)
+    assert dict(reported)[-1] == 0.7948 and set(relu_then[:, 1]) == {0.8084}
+    for shift, accuracy in ours:
+        row = found[f"shift {shift:g}"]
+        assert accuracy == make.mean_of(row.runs, make.accuracy)
+        assert set(relu[:, 1]) == {make.mean_of(row.plain, make.accuracy)}
+    for axes, measure in ((test, make.accuracy), (loss, make.loss)):
+        means = [points.lines[0].get_xdata()[0] for points in axes.containers]
+        differences = make.differences(found, measure)
+        assert means == [mean for mean, *_ in reversed(differences.values())]
+        names = [label.get_text() for label in test.get_yticklabels()]
+        assert names == [*reversed(differences)]
+
+
+@once
+def test_the_picture_of_why_shows_what_was_measured(drawn):
+    gradients, inputs, loss, stem = drawn("why.png").axes
+    found = json.loads(make.why.RESULTS.read_text(encoding="utf-8"))
+    for (name, network), line in zip(found["networks"].items(), loss.lines, strict=True):
+        assert line.get_label() == name and list(line.get_ydata()) == network["loss"]
+    shares = [list(line.get_ydata()) for line in inputs.lines]
+    assert shares == [network["inputs"] for network in found["networks"].values()]
+    last = [list(line.get_ydata()) for line in gradients.lines[::2]]
+    assert last == [list(x["gradients"][-1].values()) for x in found["networks"].values()]
+    relu = list(found["stem"]["relu, v1"].values())
+    assert list(stem.lines[0].get_ydata()) == relu
 
 
 def test_the_readme_is_a_front_door():

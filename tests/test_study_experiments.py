@@ -2,9 +2,12 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
+import time
 
+import filelock
 import keras
 import numpy as np
 import pytest
@@ -249,6 +252,30 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
         experiments.train(runs, 1, results)
         assert trained == expected
     assert len(read_csv(results)) == 7
+
+
+def test_two_processes_may_write_the_results(tmp_path):
+    """Each waits for the other, and adds to what that one has written meanwhile."""
+    results = tmp_path / "results.csv"
+    code = f"""if True:
+        import pathlib
+        from study import experiments
+
+        experiments.is_done = lambda *_: False
+        line = {{"row": "relu", "test_accuracy": 0.5}}
+        experiments.Run.train = lambda *_: print("trained", flush=True) or line
+        run = experiments.Run("relu", 0, 20, "a")
+        experiments.train([run], 1, pathlib.Path({str(results)!r}))
+    """
+    with filelock.FileLock(f"{results}.lock"):
+        command = [sys.executable, "-c", code]
+        other = subprocess.Popen(command, cwd=experiments.ROOT, stdout=subprocess.PIPE, text=True)
+        assert "trained\n" in iter(other.stdout.readline, "")
+        time.sleep(0.5)
+        write_csv(results, [{"row": "paper", "test_accuracy": 0.6}])
+    other.communicate()
+    assert other.returncode == 0
+    assert [line["row"] for line in read_csv(results)] == ["paper", "relu"]
 
 
 def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
