@@ -30,7 +30,7 @@ class Settings:
     slope: float = 1.0  # steepness of that sigmoid
     frequency: float = 10_000.0  # K, sawtooth periods per unit of x
     wave: str = "floor"  # floor, round (slope alternates), or none (K → ∞, only gradients change)
-    shape: str = "auto"  # sigmoid, gaussian, none, bsilu, nelu, leaky; auto: that of the paper
+    shape: str = "auto"  # sigmoid (relu's auto), gaussian (tanh's auto), none, bsilu, nelu, leaky
     gain: float | str = "peak"  # of gradients; peak: the largest slope becomes 1; 1: the paper's
     fade: float = 0.0  # the acceleration fades to zero over this share of the epochs; 0: it stays
     fade_steps: int = 10  # in so many steps; 1: it is switched off at the end of that share

@@ -185,7 +185,7 @@ def is_done(run, lines):
 def train(runs, at_once, results=RESULTS):
     """Trains what is not done yet, some at a time; in the end raises RuntimeError if any failed.
 
-    After a change of the code one run is trained anew, and if it ends as before, no other.
+    After a change of the code as many are trained anew, and if these end as before, no other.
     """
     lines = read_csv(results)
     todo = [run for run in runs if not is_done(run, lines)]

@@ -1,4 +1,4 @@
-"""Has TensorFlow begin to train a very deep network on a CPU in one minute instead of five.
+"""Has TensorFlow begin to train a very deep network on a CPU in one minute instead of four.
 
 Keras' step of ResNet-1001 is a graph of some 100,000 operations. Here it has a third of them: Adam
 is one for each variable, and the step one function, where Keras nests two and has both compiled.
