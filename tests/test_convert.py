@@ -470,6 +470,14 @@ def test_a_copy_that_computes_something_else_is_refused(monkeypatch):
     assert gaaf.to_gaaf(model, check=False)[1] == 1
 
 
+def test_so_is_a_plain_copy(monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, gaaf.GAAF_relu)])
+    monkeypatch.setattr(gaaf, "relu", keras.activations.tanh)  # for which GAAF_relu is then taken
+    with pytest.raises(ValueError, match=r"^model: allowed is .* output differs is 'dense"):
+        gaaf.to_plain(model)
+    assert gaaf.to_plain(model, check=False)[1] == 1
+
+
 def test_compiled_with_functions_that_cannot_be_saved():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4, "relu")])
     model.compile("adam", loss=lambda a, b: ops.mean(a - b), metrics=["mae"])

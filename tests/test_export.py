@@ -49,8 +49,11 @@ def resnet20():
 
 
 def each_wave_and_shape():
-    activations = [gaaf.GAAF_relu, gaaf.GAAF_tanh, gaaf.GAAF("elu", wave=None, shape=None)]
-    activations += [gaaf.GAAF("relu", wave="round", shape=keras.ops.cos)]
+    """With a wave that can be told from none."""
+    activations = [gaaf.GAAF("relu", frequency=10), gaaf.GAAF("tanh", frequency=10)]
+    activations += [gaaf.GAAF("elu", frequency=10, shape=None, gain="peak")]
+    activations += [gaaf.GAAF("relu", frequency=10, wave="round", shape=keras.ops.cos)]
+    activations += [gaaf.GAAF("elu", wave=None, shape=None), gaaf.GAAF_relu, gaaf.GAAF_tanh]
     hidden = [layers.Dense(8, activation=activation) for activation in activations]
     network = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), *hidden])
     return of_raw_images(network)
@@ -87,8 +90,12 @@ def test_what_is_exported_predicts_the_same(made, form, tmp_path):
     given = {}
     if BACKEND == "torch":  # its exporter takes no open batch size
         given["input_signature"] = [keras.InputSpec(shape=IMAGES.shape, dtype="uint8")]
+    predictions = []
     for kind, exported in (("gaaf", model), ("plain", gaaf.to_plain(model)[0])):
         path = str(tmp_path / (kind + {"litert": ".tflite", "onnx": ".onnx"}.get(form, "")))
         expected = to_numpy(exported(IMAGES))
         exported.export(path, format=form, verbose=False, **given)
-        np.testing.assert_allclose(served(path, form, IMAGES), expected, rtol=0, atol=3e-4)
+        predictions.append(served(path, form, IMAGES))
+        np.testing.assert_allclose(predictions[-1], expected, rtol=0, atol=3e-4)
+    if made is each_wave_and_shape:
+        assert np.abs(np.subtract(*predictions)).max() > 0.01

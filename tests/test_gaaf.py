@@ -134,17 +134,20 @@ def test_values_and_gradients_are_those_of_the_closed_form(
 
 def test_the_two_functions_are_the_object_with_their_defaults():
     x = keras.ops.convert_to_tensor(X, "float64")
-    for function, activation in ((gaaf.GAAF_relu, "relu"), (gaaf.GAAF_tanh, "tanh")):
-        np.testing.assert_array_equal(to_numpy(function(x)), to_numpy(gaaf.GAAF(activation)(x)))
-    parameters = {"shift": 2.0, "slope": 3.0, "frequency": 50, "wave": "round", "shape": "gaussian"}
-    parameters["gain"] = 0.5
-    np.testing.assert_array_equal(
-        to_numpy(gaaf.GAAF_relu(x, **parameters)), to_numpy(gaaf.GAAF("relu", **parameters)(x))
-    )
-    parameters = {"frequency": 50, "wave": None, "shape": "sigmoid", "gain": 0.5}
-    np.testing.assert_array_equal(
-        to_numpy(gaaf.GAAF_tanh(x, **parameters)), to_numpy(gaaf.GAAF("tanh", **parameters)(x))
-    )
+    others = {"frequency": 50, "gain": 0.5}
+    for function, activation, parameters in (
+        (gaaf.GAAF_relu, "relu", {}),
+        (gaaf.GAAF_relu, "relu", {"shift": 2.0, "slope": 3.0, **others}),
+        (gaaf.GAAF_relu, "relu", {"shape": "gaussian", "wave": "round"}),
+        (gaaf.GAAF_tanh, "tanh", {}),
+        (gaaf.GAAF_tanh, "tanh", {"shape": "sigmoid", "wave": "round", **others}),
+        (gaaf.GAAF_tanh, "tanh", {"wave": None}),
+    ):
+        same = gaaf.GAAF(activation, **parameters)
+        given = partial(function, **parameters)
+        np.testing.assert_array_equal(to_numpy(given(x)), to_numpy(same(x)))
+        gradients = to_numpy(gaaf.gradient(given, x)), to_numpy(gaaf.gradient(same, x))
+        np.testing.assert_array_equal(*gradients)
 
 
 def test_the_papers_shape_is_slope_5_shift_half():
@@ -175,6 +178,15 @@ def test_every_float_dtype_keeps_dtype_and_gradient(dtype, wave):
             np.testing.assert_allclose(
                 gradient.astype("float64"), phi[1](exact) + s(exact), rtol=0, atol=2 * tolerance
             )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_slopes_of_half_precision_alternate_as_those_of_float32(dtype):
+    x = to_numpy(keras.ops.cast(keras.ops.convert_to_tensor(X), dtype))
+    function = gaaf.GAAF("relu", wave="round", shape=None)
+    found, expected = (derivatives(function, x, each)[0] for each in (dtype, "float32"))
+    assert {-1, 2} < set(expected.ravel())
+    np.testing.assert_array_equal(found.astype("float32"), expected)
 
 
 def test_half_precision_sees_the_wave_that_float32_sees():
@@ -399,6 +411,16 @@ def test_only_shapes_known_but_for_the_batch_are_compiled(monkeypatch):
     for batch in (2, 3):
         images(tf.ones((batch, 8, 8, 4)))
     assert len(traced) == 2  # value and gradient
+
+    # Nor what a shape of one's own may have in it, nor on macOS, where TensorFlow has no XLA.
+    traced.clear()
+    gaaf._shared_accelerated.cache_clear()
+    own = gaaf.GAAF("relu", shape=lambda x: tf.numpy_function(np.cos, [x], x.dtype))
+    known = [tf.TensorSpec((2, 8))]
+    function(lambda x: tf.ensure_shape(own(x), (2, 8)), input_signature=known)(tf.ones((2, 8)))
+    monkeypatch.setattr(gaaf.platform, "system", lambda: "Darwin")
+    function(step, input_signature=known)(tf.ones((2, 8)))
+    assert not traced
     gaaf._shared_accelerated.cache_clear()
 
 

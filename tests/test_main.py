@@ -13,6 +13,8 @@ from test_training_callbacks import scalars
 
 import gaaf
 import main
+import training.deep
+import training.model
 from training import devices
 from training.callbacks import LearningRate
 from training.data import load
@@ -179,12 +181,33 @@ def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
     settings = main.Settings(
         depth=8, data=str(npz), epochs=4, fade=0.75, fade_steps=3, output_dir=str(tmp_path / "run")
     )
-    model = main.train(settings).model
+    history = main.train(settings)
+    model = history.model
+    assert history.epoch == [0, 1, 2, 3]
     assert sorted(set(traced)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert model.layers[-1].get_layer("stem_act").activation.strength == 0
     assert int(model.optimizer.iterations) == 1  # Adam began anew with the last of four steps
     loaded = keras.models.load_model(tmp_path / "run" / "final.keras")
     assert loaded.layers[-1].get_layer("stem_act").activation.strength == 0
+
+
+@once
+def test_a_callback_ends_all_phases(npz, tmp_path, monkeypatch):
+    """And each phase's network is told to the optimizer, and to what makes the graph smaller."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    made, told = training.model.optimizer, []
+    monkeypatch.setattr(
+        training.model, "optimizer", lambda s, model: told.append(model) or made(s, model)
+    )
+    monkeypatch.setattr(training.deep, "shrink_graph", told.append)
+    settings = {"depth": 8, "data": str(npz), "epochs": 4, "optimizer": "adamw", "fade": 1.0}
+    settings = main.Settings(**settings, fade_steps=4, output_dir=str(tmp_path / "run"))
+    history = main.train(settings, callbacks=[Stop()])
+    assert history.epoch == [0] and told == [history.model] * 2
 
 
 @pytest.mark.parametrize(

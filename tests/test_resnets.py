@@ -61,6 +61,11 @@ def test_convolutions(resnet, depth):
     for layer in convolutions:
         assert layer.kernel_regularizer.l2 == pytest.approx(1e-4)
         assert isinstance(layer.kernel_initializer, keras.initializers.HeNormal)
+    halving = {x.name for x in convolutions if x.strides != (1, 1)}
+    firsts = ("conv1", "projection")
+    assert halving == {f"stage{s}_block1_{first}" for s in (2, 3) for first in firsts}
+    assert all(x.strides == (2, 2) for x in convolutions if x.name in halving)
+    assert isinstance(network.get_layer("pool"), keras.layers.GlobalAveragePooling2D)
     for layer in projections:
         assert layer.kernel_size == (1, 1)
         assert all(x.name.endswith("_add") for x in followers(layer))

@@ -24,6 +24,7 @@ def test_signals_are_caught_once_and_given_back():
             stop.on_test_batch_begin(0)
         # The second one is the system's: it ends the process at once, in C++ code as well.
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is before
 
 

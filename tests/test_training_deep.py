@@ -33,6 +33,9 @@ def test_the_smaller_graph_trains_as_that_of_keras(optimizer, monkeypatch):
     _, expected = trained(False, monkeypatch, optimizer)
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
     assert int(small.optimizer.iterations) == 6
+    assert small.train_function.python_function.__module__ == deep.__name__
+    own = optimizer == "sgd"  # of which there is one operation in Keras' step already
+    assert (small.optimizer.update_step.__func__.__module__ == deep.__name__) != own
 
 
 def test_run_eagerly_is_left_alone(monkeypatch):

@@ -18,7 +18,7 @@ from processes import ROOT, python
 import gaaf  # noqa: F401  so that its models can be loaded
 import main
 from training import Mistake, devices
-from training.data import Data
+from training.data import Data, batches
 
 SCRIPT = ROOT / "tests" / "losses.py"
 # The last batch of an epoch has 8 images, or of 42 images 10, of which 4 devices share 8.
@@ -189,6 +189,18 @@ def test_a_gpu_that_is_used_or_absent_is_not_told(graphics_card, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(devices.Path, "exists", lambda path: False)
     assert devices.unused_gpu() is None
+
+
+@pytest.mark.parametrize("augmentation", [False, True])
+def test_fit_gets_the_batches_of_the_settings(augmentation):
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), "uint8")
+    data = Data(images, np.arange(40) % 10, images, np.arange(40) % 10)
+    settings = main.Settings(batch_size=16, seed=3, data_augmentation=augmentation)
+    drawn = devices.feed(settings, data, first_epoch=5)["x"]
+    expected = batches(data.x_train, data.y_train, 16, augmentation, seed=3, first_epoch=5)
+    for (x, y), (x_expected, y_expected) in zip(drawn, itertools.islice(expected, 4), strict=False):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(x), x_expected)
+        np.testing.assert_array_equal(y, y_expected)
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="which keeps no images on the device")

@@ -23,6 +23,17 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        function = getattr(files.os, name)
+        monkeypatch.setattr(
+            files.os, name, lambda *args, f=function: (done.append(f.__name__), f(*args))[1]
+        )
+    files.write_text(tmp_path / "file.txt", "text")
+    assert done == ["fsync", "replace"]
+
+
 def test_a_directory_in_use_is_refused(tmp_path):
     refused = pytest.raises(Mistake, match=r"^output_dir: allowed is .*; received ")
     with files.locked(tmp_path), refused, files.locked(tmp_path):

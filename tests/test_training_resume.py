@@ -29,34 +29,36 @@ def at_step(monkeypatch, epoch, step, action):
 
 
 slow = pytest.mark.slow
+FADING = "--fade=1 --fade-steps=2 --optimizer=adamw"  # the strength changes after two epochs
 CASES = [
-    (1, 8, "", signal.SIGINT),
+    (1, 8, "", signal.SIGINT, 2),
     pytest.param(
-        *(2, 11, "--data-augmentation --optimizer=sgd --schedule=cosine", signal.SIGTERM),
+        *(2, 11, "--data-augmentation --optimizer=sgd --schedule=cosine", signal.SIGTERM, 2),
         marks=once,
     ),
-    pytest.param(1, 8, "--fade=1 --fade-steps=2 --optimizer=adamw", signal.SIGTERM, marks=once),
-    pytest.param(1, 8, "--data-augmentation", signal.SIGTERM, marks=slow),
-    pytest.param(2, 11, "", signal.SIGINT, marks=slow),
+    pytest.param(1, 8, FADING, signal.SIGTERM, 2, marks=once),
+    pytest.param(1, 8, FADING, signal.SIGTERM, 3, marks=once),
+    pytest.param(1, 8, "--data-augmentation", signal.SIGTERM, 2, marks=slow),
+    pytest.param(2, 11, "", signal.SIGINT, 2, marks=slow),
 ]
 
 
-@pytest.mark.parametrize("version, depth, more, number", CASES)
+@pytest.mark.parametrize("version, depth, more, number, epoch", CASES)
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    version, depth, more, number, npz, tmp_path, capsys, monkeypatch
+    version, depth, more, number, epoch, npz, tmp_path, capsys, monkeypatch
 ):
     def command(name):
         return [*flags(npz, tmp_path / name, version=version, depth=depth), *more.split()]
 
     main.main(command("whole"))
     with monkeypatch.context() as patch:
-        at_step(patch, 2, 3, lambda: signal.raise_signal(number))
+        at_step(patch, epoch, 3, lambda: signal.raise_signal(number))
         message = stops_with(128 + number, command("stopped"), capsys)
-    assert f"stopped by {number.name}; the state after epoch 1 is in" in message
+    assert f"stopped by {number.name}; the state after epoch {epoch - 1} is in" in message
     assert "to go on, run the same command again" in message
     assert not (tmp_path / "stopped" / ".unfinished").exists()
     main.main(command("stopped"))
-    assert "Going on after epoch 1 of 3" in capsys.readouterr().out
+    assert f"Going on after epoch {epoch - 1} of 3" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
@@ -174,6 +176,15 @@ def test_overwrite_begins_anew(run, capsys):
     assert "Going on" not in capsys.readouterr().out
     assert len((directory / "history.csv").read_text().splitlines()) == 2
     assert (directory / "notes.txt").read_text() == "mine"
+
+
+def test_an_overwritten_run_is_gone_at_once(run, capsys, monkeypatch):
+    """Else the next command would go on from it, under the new settings."""
+    directory, arguments = run
+    at_step(monkeypatch, 1, 1, lambda: signal.raise_signal(signal.SIGINT))
+    message = stops_with(130, [*arguments, "--seed=1", "--overwrite"], capsys)
+    assert "no epoch was completed" in message and message.endswith("without --overwrite\n")
+    assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.json"]
 
 
 def test_a_run_stopped_between_its_files_gets_them(run):
