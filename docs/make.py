@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import statistics
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,8 @@ import gaaf
 import main
 from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
-from study import speed, why
-from study.analysis import (
-    accuracy,
-    column,
-    differences,
-    in_words,
-    loss,
-    mean_of,
-    penalty,
-    study,
-)
+from study import analysis, speed, why
+from study.analysis import accuracy, column, differences, in_words, loss, mean_of, penalty, study
 from study.rows import SHIFTS
 from training.files import read_csv, replace_file, write_text
 from training.settings import comments_of
@@ -57,8 +49,10 @@ EARLIER = {
 }
 
 
-def save(figure, path):
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110))
+def save(figure, path, results=None):
+    """Writes a picture, and into it a digest of the results that it shows."""
+    metadata = {"Source": sha256(results.read_bytes()).hexdigest()} if results else {}
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110, metadata=metadata))
 
 
 def value_and_gradient(function, x):
@@ -205,7 +199,7 @@ def plot_study(path):
     versus[1].set_yticklabels([])
     for axes in (by_shift, *versus):
         axes.grid(alpha=0.3)
-    save(figure, path)
+    save(figure, path, analysis.RESULTS)
 
 
 def plot_differences(axes, found, measure):
@@ -266,7 +260,7 @@ def plot_why(path):
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss, stem):
         axes.legend(fontsize="small")
-    save(figure, path)
+    save(figure, path, why.RESULTS)
 
 
 TABLES = {

@@ -2,11 +2,13 @@
 
 import json
 import re
+from hashlib import sha256
 
 import keras
 import numpy as np
 import pytest
 from backends import once
+from PIL import Image
 
 from docs import make
 
@@ -45,6 +47,12 @@ def test_pictures_can_be_made(tmp_path):
         assert re.search(rf"\]\((docs/)?{name}\)", texts) and (make.DOCS / name).exists()
 
 
+@pytest.mark.parametrize("name, results", [("study", make.analysis), ("why", make.why)])
+def test_pictures_are_current(name, results):
+    with Image.open(make.DOCS / f"{name}.png") as picture:
+        assert picture.text["Source"] == sha256(results.RESULTS.read_bytes()).hexdigest()
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Function from the name of a picture to its figure."""
@@ -54,7 +62,7 @@ def drawn(monkeypatch):
         return figures[-1]
 
     figures = []
-    monkeypatch.setattr(make, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(make, "save", lambda figure, *_: figures.append(figure))
     return figure_of
 
 

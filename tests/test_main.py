@@ -15,7 +15,7 @@ import gaaf
 import main
 import training.deep
 import training.model
-from training import devices
+from training import devices, report
 from training.callbacks import LearningRate
 from training.data import load
 from training.files import read_history
@@ -189,6 +189,22 @@ def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
     assert int(model.optimizer.iterations) == 1  # Adam began anew with the last of four steps
     loaded = keras.models.load_model(tmp_path / "run" / "final.keras")
     assert loaded.layers[-1].get_layer("stem_act").activation.strength == 0
+
+
+@pytest.mark.parametrize("augmentation", [False, True])
+@pytest.mark.parametrize("wins, precision", [(True, "float32"), (True, "x"), (False, "float32")])
+def test_a_run_says_how_it_trains(wins, precision, augmentation, run, monkeypatch, capsys):
+    directory, _ = run
+    config = json.loads((directory / "config.json").read_text())
+    config["settings"] |= {"precision": precision, "data_augmentation": augmentation}
+    monkeypatch.setattr(devices, "bfloat16_wins", lambda: wins)
+    report.announce(config, directory)
+    said = capsys.readouterr().out
+    assert re.search(r"^augmentation +(.+)$", said, re.M)[1] == (
+        "flips and shifts" if augmentation else "none"
+    )
+    better = wins and precision == "float32"
+    assert ("this CPU is faster with --precision mixed_bfloat16" in said) == better
 
 
 @once

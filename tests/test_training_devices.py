@@ -191,6 +191,17 @@ def test_a_gpu_that_is_used_or_absent_is_not_told(graphics_card, monkeypatch):
     assert devices.unused_gpu() is None
 
 
+def test_bfloat16_is_said_to_win_on_a_cpu_that_computes_with_it(monkeypatch):
+    monkeypatch.setattr(devices, "on_one_cpu", lambda: True)
+    monkeypatch.setattr(devices.Path, "exists", lambda path: True)
+    for flag, wins in (("amx_bf16", True), ("avx512_bf16", True), ("avx512f", False)):
+        cpuinfo = f"processor : 0\nflags : fpu {flag} sse\n"
+        monkeypatch.setattr(devices.Path, "read_text", lambda path, text=cpuinfo: text)
+        assert devices.bfloat16_wins() == wins
+    monkeypatch.setattr(devices.Path, "exists", lambda path: False)  # as on macOS
+    assert not devices.bfloat16_wins()
+
+
 @pytest.mark.parametrize("augmentation", [False, True])
 def test_fit_gets_the_batches_of_the_settings(augmentation):
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), "uint8")
