@@ -63,7 +63,8 @@ _SHAPES = {
     "gaussian": lambda x, *_: ops.exp(-ops.square(x) / 3),
     # Not ones_like: a derivative of 0 is to be there, where one differentiates twice.
     None: lambda x, *_: ops.sign(1 + ops.abs(x)),
-    # These three are for relu alone.
+}
+_SHAPES_FOR_RELU = {
     "bsilu": _bsilu,
     "nelu": _nelu,
     "leaky": lambda x, *_: 0.1 * (1 - ops.sign(ops.relu(x))),
@@ -114,7 +115,8 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
     bound = 3e38 / max(frequency, 1)  # keeps K·x finite: inf − inf would be NaN
 
     def s(x):
-        return _times(strength, shape(x) if callable(shape) else _SHAPES[shape](x, shift, slope))
+        known = _SHAPES | _SHAPES_FOR_RELU
+        return _times(strength, shape(x) if callable(shape) else known[shape](x, shift, slope))
 
     # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
     def value(x, floor=lambda periods: periods // 1):
@@ -245,19 +247,17 @@ def _gain_at_peak(activation, shift, slope, wave, shape, strength):
     return 1 / peak
 
 
-def _of_keras(function):
-    """Keras' relu, relu6 or tanh, for the same one of `keras.ops` or the backend; else itself."""
+def _known(function):
+    """Keras' relu, relu6 or tanh, for the same one of `keras.ops` or the backend too; its shape.
+
+    Of any other callable, one without a hash too: itself, and None.
+    """
     nn, numpy, lax = (getattr(_library, name, None) for name in ("nn", "numpy", "lax"))
-    places = ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
-    for phi in _SHAPE_OF:
+    places = keras.activations, ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
+    for phi, shape in _SHAPE_OF.items():
         if any(getattr(place, phi.__name__, None) is function for place in places):
-            return phi
-    return function
-
-
-def _shape_of(phi):
-    """What shape "auto" stands for, or None; of any callable, one without a hash too."""
-    return next((shape for known, shape in _SHAPE_OF.items() if known is phi), None)
+            return phi, shape
+    return function, None
 
 
 def _is_stateless(layer):
@@ -331,7 +331,8 @@ class GAAF(keras.Operation):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.activation = phi = _of_keras(get(activation))
+        phi, usual = _known(get(activation))
+        self.activation = phi
         if isinstance(phi, keras.Layer):
             _require("activation", _is_stateless(phi), "a layer without weights", phi)
         self.shift = _number("shift", shift)
@@ -342,11 +343,11 @@ class GAAF(keras.Operation):
         if isinstance(shape, dict):  # of a saved model
             shape = keras.saving.deserialize_keras_object(shape)
         if shape == "auto":
-            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else _shape_of(phi) or "auto"
-        allowed = "'sigmoid', 'gaussian', None, a callable, 'auto' for relu, relu6 and tanh, or "
-        allowed += "'bsilu', 'nelu', 'leaky' for relu"
-        ok = shape in tuple(_SHAPES)[: None if phi is relu else 3]
-        _require("shape", callable(shape) or ok, allowed, shape)
+            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else usual or "auto"
+        for_all, for_relu = (", ".join(map(repr, x)) for x in (_SHAPES, _SHAPES_FOR_RELU))
+        allowed = f"{for_all}, a callable, 'auto' for relu, relu6 and tanh, or {for_relu} for relu"
+        known = [*_SHAPES, *(_SHAPES_FOR_RELU if phi is relu else ())]
+        _require("shape", callable(shape) or shape in known, allowed, shape)
         self.shape = shape
         number = "a positive finite number or 'peak'"
         self.gain = gain if gain == "peak" else _number("gain", gain, number, 1.2e-38)
@@ -540,11 +541,11 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
 def _phi(x):
     """The φ that a function, layer or operation of Keras computes, if `to_gaaf` replaces it."""
     classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(type(x))}
-    phi = classes.get(type(x).__name__.lower(), _of_keras(x))
+    phi, shape = _known(classes.get(type(x).__name__.lower(), x))
     if phi is relu and hasattr(x, "negative_slope"):
         limits = x.max_value, x.negative_slope, x.threshold
         return {(None, 0, 0): phi, (6, 0, 0): relu6}.get(limits) or keras.layers.ReLU(*limits)
-    return phi if _shape_of(phi) else None
+    return phi if shape else None
 
 
 def _is_keras(x):

@@ -150,6 +150,22 @@ def test_the_two_functions_are_the_object_with_their_defaults():
         np.testing.assert_array_equal(*gradients)
 
 
+def test_a_shape_is_added_as_the_page_says(monkeypatch):
+    """Its name is then known, and stands in what is allowed."""
+    monkeypatch.setitem(gaaf._SHAPES, "ramp", lambda x, shift, slope: slope * x + shift)
+    monkeypatch.setitem(gaaf._SHAPES_FOR_RELU, "twice", lambda x, *_: 2 * keras.ops.ones_like(x))
+    for activation, phi, shape, s in (
+        ("relu", RELU, "ramp", 3 * X + 0.5),
+        ("elu", ELU, "ramp", 3 * X + 0.5),
+        ("relu", RELU, "twice", 2),
+    ):
+        function = gaaf.GAAF(activation, shift=0.5, slope=3.0, shape=shape)
+        found = to_numpy(gaaf.gradient(function, keras.ops.convert_to_tensor(X, "float64")))
+        np.testing.assert_allclose(found, phi[1](X) + s, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"None, 'ramp', a callable, .* 'leaky', 'twice' for relu"):
+        gaaf.GAAF("elu", shape="twice")
+
+
 def test_the_papers_shape_is_slope_5_shift_half():
     gradient, _ = derivatives(gaaf.GAAF("relu", shift=0.5, slope=5, wave=None), [-1e-9, -0.5, -1])
     np.testing.assert_allclose(gradient, [0.924, 0.5, 0.076], atol=1e-3)
