@@ -11,6 +11,7 @@ also flows where φ saturates; a shape s says where (Hahn & Choi, arXiv 1806.097
 `to_gaaf` puts GAAF in the place of a model's relu and tanh, and `to_plain` takes it out again.
 """
 
+import contextlib
 import contextvars
 import functools
 import importlib
@@ -167,16 +168,32 @@ def _differentiable(value, gradient):
         gradient = _library.checkpoint(gradient, prevent_cse=False)
         function.defjvp(lambda x, tangent: (function(*x), gradient(*x, *tangent)))
         return function
+    if _BACKEND == "torch":  # where Keras' own keep x alive, and know no transforms
 
-    @ops.custom_gradient
-    def function(x):
-        def backward(*args, upstream=None):
-            # TensorFlow passes upstream alone; PyTorch by name, after the x that is to be derived.
-            return gradient(x, *args) if upstream is None else gradient(*args, upstream)
+        class Function(_library.autograd.Function):
+            generate_vmap_rule = True
+            forward = staticmethod(lambda x: value(x))
 
-        return value(x), backward
+            @staticmethod
+            def setup_context(context, inputs, output):
+                context.save_for_backward(*inputs)
+                context.save_for_forward(*inputs)
 
-    return function
+            @staticmethod
+            def backward(context, upstream):
+                return gradient(*context.saved_tensors, upstream)
+
+            jvp = backward
+
+        return Function.apply
+
+    return ops.custom_gradient(lambda x: (value(x), lambda upstream: gradient(x, upstream)))
+
+
+@functools.cache
+def _scaled(factor):
+    """The identity, with a gradient that is that many times as large."""
+    return _differentiable(ops.copy, lambda _, upstream: factor * upstream)
 
 
 def _is_worth_compiling(x):
@@ -280,7 +297,8 @@ class GAAF(keras.Operation):
     standard normal distribution, E(φ′ + s)²/Eφ′² is 1.47² for the default of relu, 2.05² for the
     paper's (slope 5, shift 0.5) and 2.18² for that of tanh. In deep networks it leaves float32's
     range and SGD diverges; Adam forgets the weight decay. A gain below 1 makes up for that. With
-    any other than 1 the gradient is not the derivative of the value.
+    any other than 1 the gradient is not the derivative of the value. On TensorFlow all this is of
+    gradients alone: a ForwardAccumulator differentiates the value.
 
     Args:
         activation: φ: the name of any Keras activation, or a callable; no layer with weights.
@@ -303,7 +321,7 @@ class GAAF(keras.Operation):
 
     Call arguments:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor. For float16 and
-            bfloat16 all is computed in float32 and rounded once.
+            bfloat16 g·s is computed in float32; with relu, relu6 and tanh all is, and rounded once.
 
     Returns:
         Tensor of the shape and dtype of x.
@@ -360,7 +378,7 @@ class GAAF(keras.Operation):
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):
-            x = ops.convert_to_tensor(x)
+            x = ops.convert_to_tensor(x.value if isinstance(x, keras.Variable) else x)
         dtype = keras.backend.standardize_dtype(x.dtype)
         if "float" not in dtype:
             raise TypeError(f"x: allowed is a tensor of a float dtype; received {dtype}")
@@ -379,9 +397,7 @@ class GAAF(keras.Operation):
         y = ops.cast(self.activation(x), x.dtype)
         if self.strength:
             y = y + accelerated(ops.zeros_like, *parameters, 1.0)(x)
-        if self._factor == 1 or _is_being_exported():
-            return y
-        return _differentiable(ops.copy, lambda _, upstream: self._factor * upstream)(y)
+        return y if self._factor == 1 or _is_being_exported() else _scaled(self._factor)(y)
 
     def __repr__(self) -> str:
         config = {key: value for key, value in self.get_config().items() if key != "name"}
@@ -396,6 +412,10 @@ class GAAF(keras.Operation):
         config = {"activation": keras.activations.serialize(self.activation)}
         config |= {name: getattr(self, name) for name in names}
         config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
+        for name in ("activation", "shape"):
+            known, found = config[name], getattr(self, name)
+            if isinstance(known, dict) and getattr(ops, str(known["config"]), None) is found:
+                known["module"] = "keras.ops"  # where Keras finds it again
         return super().get_config() | config
 
 
@@ -549,7 +569,12 @@ def _phi(x):
 
 
 def _is_keras(x):
-    return (x.__module__ or "").partition(".")[0] in ("keras", __name__)
+    return x.__module__ == __name__ or (x.__module__ or "").partition(".")[0] == "keras"
+
+
+def _told_by(weight):
+    """What tells a weight from others: its shape, and its name unless Keras has numbered it."""
+    return "" if weight.name.startswith("variable") else weight.name, weight.shape
 
 
 def _converted(model, replacement, check):
@@ -572,16 +597,16 @@ def _converted(model, replacement, check):
             elif "inbound_nodes" in value:
                 try:  # an operation, as a layer would pass masks on
                     _, new = keras.Model(x := keras.Input((1,)), new(x)).operations
-                except ValueError:  # Keras has none that computes it
-                    new = keras.layers.Activation(new)
+                except (ValueError, TypeError):  # Keras has none that computes it
+                    new = keras.layers.Activation(new, dtype=held.output.dtype)
             new = changed(keras.saving.serialize_keras_object(new), new)
             if isinstance(held, keras.Layer) or "inbound_nodes" in value:
-                kept = {"name", "trainable", "dtype"} & config.keys()
+                kept = {"name", "trainable", "dtype", "activity_regularizer"} & config.keys()
                 new["config"] |= {key: config[key] for key in kept}
             return value | new if isinstance(value, dict) else new
         own = callable(held) and not (_is_keras(held) or hasattr(held, "call"))
         if own and key.endswith(("activation", "function")):
-            left[f"{owner.name} ({name or kind.__name__})"] = None
+            left[f"{getattr(owner, 'name', type(owner).__name__)} ({name or kind.__name__})"] = None
         if isinstance(config, dict) and value.get("class_name") == kind.__name__:
             known[str(id(kind))] = kind  # by its name Keras may find another
             new = {"registered_name": str(id(kind)), "compile_config": None}
@@ -614,7 +639,7 @@ def _converted(model, replacement, check):
             file = pathlib.Path(folder, "config.json")
             file.write_text(json.dumps(changed(json.loads(file.read_text()), model)))
             copy = keras.saving.load_model(folder, known, compile=False, safe_mode=False)
-        if [x.name for x in copy.weights] != [x.name for x in model.weights]:
+        if [*map(_told_by, copy.weights)] != [*map(_told_by, model.weights)]:
             raise ValueError("its copy has other weights, or in another order")
         for new, old in zip(copy.weights, model.weights, strict=True):
             new.trainable = old.trainable
@@ -644,7 +669,9 @@ def _compare(model, copy):
         values = probe.trainable_variables, probe.non_trainable_variables
         context = contextvars.copy_context()
         context.run(_values_are_of_phi.set, True)  # so that all that may differ is rounding
-        y, _ = context.run(probe.stateless_call, *values, batch, training=False)  # keeps no state
+        # What a layer compiles by itself would remember for which of both it was traced.
+        with _library.disable_jit() if _BACKEND == "jax" else contextlib.nullcontext():
+            y, _ = context.run(probe.stateless_call, *values, batch, training=False)
         values = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y))
         return [np.nan_to_num(value) for value in values]
 

@@ -138,7 +138,7 @@ def classifier(inputs, x, num_classes, name):
     x = layers.GlobalAveragePooling2D(data_format="channels_last", name="pool")(x)
     # Under mixed precision the probabilities, and so the loss, stay in full precision.
     outputs = layers.Dense(
-        num_classes,
+        int(num_classes),  # Keras takes none of NumPy
         activation="softmax",
         kernel_initializer="he_normal",
         dtype=keras.config.floatx(),

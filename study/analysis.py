@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from study.rows import ROWS, plain_row
+from study.rows import ROWS, is_accelerated, plain_row
 from training.files import read_csv
 
 MEASURES = ("test_accuracy", "best_test_accuracy", "train_accuracy", "train_loss")
@@ -16,37 +16,43 @@ RESULTS = Path(__file__).parent / "results" / "experiments.csv"
 
 
 def key_of(line):
-    """What tells a line of the results from the others: (row, seed, epochs, data, *setup, sources).
+    """What tells a line of the results from the others.
 
-    The setup is the kind of device, versions and precision: other ones round in other ways. A row
-    made by other code is another one, too.
+    That is (row, seed, epochs, data, settings, *setup, sources). The setup is the kind of device,
+    versions and precision: other ones round in other ways. A row made by other code is another one.
     """
     *run, sources = (line[column] for column in ("row", "seed", "epochs", "data", "sources"))
-    precision = json.loads(line.get("settings", "{}")).get("precision", "float32")
-    return *run, line.get("device"), line.get("versions"), precision, sources
+    settings = {"precision": "float32"} | json.loads(line.get("settings", "{}"))
+    setup = line.get("device"), line.get("versions"), settings["precision"]
+    return *run, json.dumps(settings, sort_keys=True), *setup, sources
 
 
 def same_code(lines):
     """{digest of sources: that of the latest ones that make the same numbers}, as the lines show.
 
-    Two are taken to make the same if there are runs that both have made, on the same setup, and
-    each of these ended alike, to the last digit.
+    Two are taken to make the same if there are runs that both have made, on the same setup, some
+    of them with GAAF, and each of these ended alike, to the last digit. No third one may belie it.
     """
     made, same = {}, {}
     for line in lines:
         *run, code = key_of(line)
         made.setdefault(code, {})[*run] = [line.get(column) for column in MEASURES]
     for code, runs in made.items():
-        alike = {same[other] for other in same if _agree(runs, made[other])}
+        found = {latest: set() for latest in same.values()}
+        for other, latest in same.items():
+            found[latest].add(_agree(runs, made[other]))
+        alike = {x for x, answers in found.items() if True in answers and False not in answers}
         same = {x: code if latest in alike else latest for x, latest in same.items()}
         same[code] = code
     return same
 
 
 def _agree(runs, others):
-    """Whether there are runs of both codes, each {run: its numbers}, and all of these are alike."""
+    """Whether the runs of both codes, {run: its numbers}, are alike; None if that says nothing."""
     both = runs.keys() & others.keys()
-    return bool(both) and all(runs[run] == others[run] for run in both)
+    if all(runs[run] == others[run] for run in both):
+        return any(is_accelerated(row) for row, *_ in both) or None
+    return False
 
 
 class Row(NamedTuple):
@@ -73,7 +79,7 @@ def study():
     lines, same = [x for x in results if x["data"] == data], same_code(results)
     latest = {same[x["sources"]]: i for i, x in enumerate(lines)}
     for x in lines:
-        row, seed, epochs, _, *setup, code = key_of(x)
+        row, seed, epochs, _, _, *setup, code = key_of(x)
         group = groups.setdefault((int(epochs), (same[code], *setup)), {})
         group.setdefault(row, {})[seed] = x
     for row in ROWS:
@@ -113,7 +119,7 @@ def differences(found, measure):
     pairs = {}
     for row, (*_, runs, plain) in found.items():
         paired = (measure(line) - measure(plain[s]) for s, line in runs.items() if s in plain)
-        pairs[row] = [x for x in paired if np.isfinite(x)]
+        pairs[row] = [round(x, 9) for x in paired if np.isfinite(x)]  # 0.81 - 0.8 is 0.82 - 0.81
     tested = {row: stats.ttest_1samp(x, 0).pvalue for row, x in pairs.items() if len(set(x)) > 1}
     corrected, p = {}, 0
     for i, row in enumerate(sorted(tested, key=tested.get)):

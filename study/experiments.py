@@ -60,7 +60,8 @@ class Run(NamedTuple):
     def key(self):
         """What tells its line of the results from the others, as `key_of` does."""
         run = self.row, str(self.seed), str(self.epochs), Path(self.data).stem
-        return *run, *setup(), self.settings["precision"], code()
+        settings = json.dumps(self.settings, sort_keys=True)
+        return *run, settings, *setup(), self.settings["precision"], code()
 
     def flags(self):
         settings = {"data": self.data, "epochs": self.epochs, "seed": self.seed}
@@ -185,7 +186,7 @@ def is_done(run, lines):
 def train(runs, at_once, results=RESULTS):
     """Trains what is not done yet, some at a time; in the end raises RuntimeError if any failed.
 
-    After a change of the code as many are trained anew, and if these end as before, no other.
+    After a change of the code some are trained anew, until one with GAAF has ended as before.
     """
     lines = read_csv(results)
     todo = [run for run in runs if not is_done(run, lines)]

@@ -38,6 +38,11 @@ ROWS = {
 }
 
 
+def is_accelerated(row):
+    """Whether a row trains with GAAF; one that has left the table counts as if it did."""
+    return ROWS.get(row, {}).get("activation", "GAAF_relu").startswith("GAAF_")
+
+
 def plain_row(row):
     """The row that a row is compared with: the same network and data with the plain activation."""
     if "tanh" in row:

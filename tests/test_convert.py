@@ -1,6 +1,7 @@
 """GAAF in other people's models: put in by to_gaaf, taken out by to_plain."""
 
 import dataclasses
+import shutil
 import warnings
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from backends import BACKEND, derivatives, once, to_numpy
 from keras import layers, ops
+from processes import python
 
 import gaaf
 
@@ -558,3 +560,110 @@ def test_activations_without_a_hash_stay_and_lose_their_gaaf():
     plain, replaced, said = converted(gaaf.to_plain, copy)
     assert replaced == 2 and f"{activations[0].name} (Bell)" in said
     assert [x.activation for x in plain.layers] == [Bell(2.0), keras.activations.relu, Bell()]
+
+
+def test_weights_that_keras_has_numbered():
+    """As of layers in Keras' own guide, which give their weights no names."""
+
+    class Linear(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(shape[-1], 3))
+            self.b = self.add_weight(shape=(3,))
+
+        def call(self, x):
+            return x @ self.w + self.b
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3, "relu")(Linear()(inputs)))
+    with pytest.warns(UserWarning, match=r"left as they are, .*: linear \(Linear\)"):
+        copy, replaced = gaaf.to_gaaf(model)
+    assert replaced == 1
+    require_close([model, copy], atol=1e-3)
+
+
+def test_a_regularizer_of_the_activity_stays():
+    model = keras.Sequential([keras.Input((4,)), layers.ReLU(activity_regularizer="l2")])
+    copy = require_back_and_forth(model, 1)
+    for each in (model, copy):
+        each(np.ones((2, 4), "float32"))
+    np.testing.assert_allclose(float(copy.losses[0]), float(model.losses[0]), rtol=1e-3)
+
+
+def test_the_dtype_of_a_phi_that_comes_back_as_a_layer():
+    inputs = keras.Input((4,), dtype="float16")
+    model = keras.Model(inputs, gaaf.GAAF("mish", shape="gaussian")(inputs))
+    plain, _ = gaaf.to_plain(model)
+    assert plain.output.dtype == model.output.dtype == "float16"
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled:
+    """An activation that is an object, and has one of somebody's own in it."""
+
+    def __init__(self, activation):
+        self.activation = activation
+
+    def __call__(self, x):
+        return 2 * self.activation(x)
+
+    def get_config(self):
+        return {"activation": keras.saving.serialize_keras_object(self.activation)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["activation"]))
+
+
+@keras.saving.register_keras_serializable("tests")
+def halved(x):
+    return x / 2
+
+
+def test_what_is_in_an_object_without_a_name_is_named_by_its_kind():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation=Scaled(halved))])
+    with pytest.warns(UserWarning, match=r": dense.* \(Scaled\), Scaled \(halved"):
+        copy, replaced = gaaf.to_gaaf(model)
+    assert replaced == 0
+    require_close([model, copy], atol=0)
+
+
+def test_a_copy_of_the_module_in_somebodys_package(tmp_path):
+    (tmp_path / "package").mkdir()
+    shutil.copy(gaaf.__file__, tmp_path / "package")
+    code = """if True:
+        import keras
+        from package import gaaf
+
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu")])
+        for function in (gaaf.to_gaaf, gaaf.to_plain):
+            model, replaced = function(model)
+            assert replaced == 1
+    """
+    done = python("-W", "error::UserWarning", "-c", code, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of functions that JAX compiles")
+def test_what_a_layer_compiles_itself_is_compared_uncompiled():
+    """Else it would go on as it was compared: without GAAF."""
+    import jax
+
+    class Compiling(Named):
+        def __init__(self, **others):
+            super().__init__(**others)
+            self.compiled = jax.jit(lambda x: self.activation(x))
+
+        def call(self, x):
+            return self.compiled(x)
+
+        def get_config(self):
+            activation = keras.activations.serialize(self.activation)
+            return super().get_config() | {"activation": activation}
+
+    model = keras.Sequential([keras.Input(batch_shape=(2, 4)), Compiling(name="compiling")])
+    with pytest.warns(UserWarning, match="compiling"):
+        copy, replaced = gaaf.to_gaaf(model, frequency=10, shape=None)
+    assert replaced == 1
+    x = np.array([[-1, -0.3, 0.5, 2]] * 2, "float32")
+    np.testing.assert_array_equal(gaaf.gradient(copy, x), [[1, 1, 2, 2]] * 2)
+    np.testing.assert_array_equal(gaaf.gradient(model, x), [[0, 0, 1, 1]] * 2)

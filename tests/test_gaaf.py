@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -604,6 +605,7 @@ def model_of_every_kind():
 
 IN_A_FRESH_PROCESS = """
 import sys
+import weakref
 import numpy as np
 import gaaf
 import keras
@@ -727,3 +729,72 @@ def test_a_shape_and_an_activation_without_a_hash(gain):
         np.testing.assert_allclose(found, factor * slope, rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="shape: allowed is"):
         gaaf.GAAF(Bell(3.0))
+
+
+@pytest.mark.parametrize("wave", ["floor", "round", None])
+@pytest.mark.parametrize("activation, gain", [("relu", 1.0), ("tanh", 0.5), ("elu", 0.5)])
+def test_maps_over_a_batch(activation, gain, wave):
+    function = gaaf.GAAF(activation, wave=wave, shape="gaussian", gain=gain)
+    x = keras.ops.convert_to_tensor(X, "float32")
+    mapped = keras.ops.vectorized_map(function, x)
+    np.testing.assert_allclose(to_numpy(mapped), to_numpy(function(x)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch's transforms")
+def test_transforms_of_torch():
+    import torch
+
+    function, x = gaaf.GAAF("tanh", wave=None), torch.tensor(0.3)
+    slope, curvature = derivatives(function, [0.3], "float32")
+    found = torch.func.grad(function)(x), torch.func.jvp(function, (x,), (torch.ones(()),))[1]
+    np.testing.assert_allclose(found, [slope[0]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(torch.func.hessian(function)(x), curvature[0], rtol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="which would keep it for good")
+@pytest.mark.parametrize("activation", ["relu", "elu"])
+def test_rematerialisation_keeps_nothing(activation):
+    import torch
+
+    kept, function = [], gaaf.GAAF(activation, shape="gaussian", gain=0.5)
+
+    def block(x):
+        for _ in range(3):
+            x = x * 1.5
+            kept.append(weakref.ref(x))
+            x = function(x)
+        return x
+
+    x = torch.ones(2, 8, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+    assert not any(each() is not None for each in kept)
+    y.sum().backward()
+    assert np.isfinite(x.grad).all()
+
+
+def test_the_weight_of_a_layer():
+    class Gate(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(shape[-1],), initializer="ones", name="w")
+
+        def call(self, x):
+            return x * gaaf.GAAF_tanh(self.w, wave=None)
+
+    model = keras.Sequential([keras.Input((4,)), Gate()])
+    model.compile(keras.optimizers.SGD(1.0), "mean_absolute_error", run_eagerly=True)
+    model.fit(np.ones((2, 4)), np.zeros((2, 4)), verbose=0)
+    slope = 1 - np.tanh(1) ** 2 + np.exp(-1 / 3)
+    np.testing.assert_allclose(to_numpy(model.weights[0]), [1 - slope / 4] * 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "activation, shape", [("relu", "cos"), ("exp", "sin"), ("relu", "sigmoid")]
+)
+def test_functions_of_keras_are_found_again(activation, shape, tmp_path):
+    phi = activation if activation == "relu" else getattr(keras.ops, activation)
+    dense = keras.layers.Dense(3, gaaf.GAAF(phi, shape=getattr(keras.ops, shape)))
+    keras.Sequential([keras.Input((4,)), dense]).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras").layers[-1].activation
+    x = keras.ops.convert_to_tensor(X)
+    for f in (lambda a: a(x), lambda a: gaaf.gradient(a, x)):
+        np.testing.assert_array_equal(to_numpy(f(loaded)), to_numpy(f(dense.activation)))

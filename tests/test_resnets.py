@@ -75,6 +75,11 @@ def followers(layer):
     return [node.operation for node in layer._outbound_nodes]
 
 
+@pytest.mark.parametrize("resnet, depth", [(resnet_v1, 8), (resnet_v2, 11)])
+def test_numbers_of_numpy_are_numbers(resnet, depth):
+    assert resnet(SHAPE, depth, np.int64(3)).output_shape == (None, 3)
+
+
 def test_v1_is_post_activation():
     network = resnet_v1(SHAPE, 20)
     for layer in network.layers:

@@ -170,7 +170,8 @@ def test_runs_on_other_data_or_of_other_code_are_not_mixed_in(tmp_path, monkeypa
 
     # The latest code counts, and with it what makes the same; the other stays with its relu.
     lines += [("relu", 5, 20, "a", 0.5, "new"), ("shift 0", 0, 20, "a", 0.4, "f")]
-    lines += [("relu", 6, 20, "a", 0.5, "new"), ("relu", 6, 20, "a", 0.5, "newer")]
+    lines += [("relu", 6, 20, "a", 0.5, "new")]
+    lines += [("shift 1", 0, 20, "a", 0.5, code) for code in ("new", "newer")]
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     found = analysis.study()
     assert set(found["relu"].runs) == {"5", "6"} and found["relu"].made_by[0] == "newer"
@@ -204,7 +205,8 @@ def test_runs_of_other_devices_or_versions_are_not_compared(tmp_path, monkeypatc
     assert analysis.same_code([*other, *both]) == {"a": "b", "b": "b"}
 
 
-RUN = {"row": "relu", "epochs": "20", "data": "a", "best_test_accuracy": "0.9"}
+RUN = {"row": "paper", "epochs": "20", "data": "a", "best_test_accuracy": "0.9"}
+RUN["settings"] = json.dumps(rows.ROWS["paper"])
 
 
 def made(code, **accuracies):
@@ -230,6 +232,33 @@ def test_codes_that_make_the_same_numbers_of_a_run_count_as_one(order):
     assert (same["d"], same["e"]) == ("d", "e")
 
 
+def test_relu_says_nothing_of_codes_with_other_accelerations():
+    lines = [RUN | {"row": "relu", "seed": "0", "sources": x, "test_accuracy": "1"} for x in "ab"]
+    assert analysis.same_code(lines) == {"a": "a", "b": "b"}
+    assert analysis.same_code([*lines, *made("a", s1="2"), *made("b", s1="2")])["a"] == "b"
+
+
+def test_a_code_is_not_that_of_others_if_one_of_them_belies_it():
+    lines = made("a", s0="0.5", s1="0.51") + made("b", s0="0.5", s3="0.53")
+    lines += made("c", s3="0.53", s1="0.999")
+    assert analysis.same_code(lines) == {"a": "b", "b": "b", "c": "c"}
+
+
+def test_a_row_whose_settings_have_changed_is_not_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "setup", lambda: (None, None))
+    run = experiments.Run("paper", 0, 20, "a", folder=tmp_path)
+    (line,) = made(experiments.code(), **{"0": "0.5"})
+    assert experiments.is_done(run, [line])
+    monkeypatch.setitem(rows.ROWS, "paper", rows.ROWS["paper"] | {"slope": 6})
+    assert not experiments.is_done(run, [line])
+
+
+def test_equal_differences_are_equal_though_floats_are_not():
+    pair = analysis.Row(20, (), runs(0.81, 0.82), runs(0.8, 0.81))
+    found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
+    assert analysis.in_words(found) == "+0.0100 ± 0.0000"
+
+
 def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatch):
     """And the others if it ends in other numbers."""
 
@@ -237,7 +266,7 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
         trained.append(run.seed)
         return made(code, **{str(run.seed): accuracy})[0]
 
-    runs = [experiments.Run("relu", seed, 20, "a", folder=tmp_path) for seed in range(3)]
+    runs = [experiments.Run("paper", seed, 20, "a", folder=tmp_path) for seed in range(3)]
     monkeypatch.setattr(experiments.Run, "train", train)
     monkeypatch.setattr(experiments, "code", lambda: code)
     monkeypatch.setattr(experiments, "setup", lambda: (None, None))
@@ -284,8 +313,9 @@ def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
     assert run.directory != run._replace(precision="float32").directory
     columns = ("row", "seed", "epochs", "data", "test_accuracy", "sources", "settings")
     bfloat16 = json.dumps(run.settings)
-    lines = [("relu", 0, 20, "a", 0.5, "f", "{}"), ("relu", 0, 20, "a", 0.6, "f", bfloat16)]
-    lines += [("paper", 0, 20, "a", 0.7, "f", bfloat16), ("relu", 1, 20, "a", 0.5, "f", "{}")]
+    plain = json.dumps(rows.ROWS["relu"])
+    lines = [("relu", 0, 20, "a", 0.5, "f", plain), ("relu", 0, 20, "a", 0.6, "f", bfloat16)]
+    lines += [("paper", 0, 20, "a", 0.7, "f", bfloat16), ("relu", 1, 20, "a", 0.5, "f", plain)]
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
     found = analysis.study()
@@ -302,7 +332,7 @@ def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
 
 
 def test_what_another_setup_has_made_is_not_done_here(tmp_path, monkeypatch):
-    run = experiments.Run("relu", 0, 20, "a", folder=tmp_path)
+    run = experiments.Run("paper", 0, 20, "a", folder=tmp_path)
     (line,) = made(experiments.code(), **{"0": "0.5"})
     line |= {"device": "GPU", "versions": "keras 3"}
     for setup, done in ((("GPU", "keras 3"), True), (("CPU", "keras 3"), False)):

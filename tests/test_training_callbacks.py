@@ -171,3 +171,11 @@ def test_gradient_histograms_are_those_of_the_activations(npz, tmp_path):
         assert (value.histo.min, value.histo.max) == (0.5, 1)
         assert value.histo.num % 16 == 0
     assert next(iter(values))[1].histo.num == 16 * 32 * 32 * 16
+
+
+def test_what_a_run_would_undo_is_refused():
+    with pytest.raises(Mistake, match=r"^callbacks: allowed are all but BackupAndRestore, "):
+        callbacks.require_compatible(main.Settings(), [keras.callbacks.BackupAndRestore("x")])
+    settings = main.Settings(schedule="constant", fade=0.5)
+    with pytest.raises(Mistake, match=r"^fade: allowed with ReduceLROnPlateau is 0, .* 0.5$"):
+        callbacks.require_compatible(settings, [keras.callbacks.ReduceLROnPlateau()])

@@ -139,3 +139,19 @@ def test_the_best_epoch_is_the_first_of_the_highest_accuracy_or_else_of_the_lowe
     assert best_of(rows)["epoch"] == 2
     losses = [{"epoch": i, "val_loss": loss} for i, loss in enumerate((0.5, 0.2, 0.2, 0.9), 1)]
     assert best_of(losses)["epoch"] == 2
+
+
+def test_the_latest_is_that_of_the_highest_epoch(tmp_path):
+    checkpoints, model = Checkpoints(tmp_path), small_model()
+    rows = history([0.1] * 10_001)
+    for epoch in (9_999, 10_000, 10_001):
+        checkpoints.save(model, rows[:epoch])
+    assert len(checkpoints.history()) == 10_001
+
+
+def test_files_of_somebody_else_are_left(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.keras").write_text("mine")
+    _, rows = save_epochs(tmp_path, [0.1, 0.2, 0.3])
+    assert Checkpoints(tmp_path).history() == rows
+    assert (tmp_path / "checkpoints" / "mine.keras").read_text() == "mine"

@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import pickle
+import re
 import tarfile
 
 import keras
@@ -94,6 +95,11 @@ class Bomb:
         return open, (self.path, "w")
 
 
+def locked(npz):
+    """With a password, as the flags of each file then say."""
+    return re.sub(rb"(?s)(PK\x01\x02.{4}).", lambda match: match[1] + b"\x01", npz)
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
@@ -101,6 +107,7 @@ class Bomb:
         ("empty.npz", b"", "is not a readable .npz"),
         ("text.npz", b"not an archive", "is not a readable .npz"),
         ("truncated.npz", lambda npz: npz[: len(npz) // 2], "is not a readable .npz"),
+        ("locked.npz", locked, "is not a readable .npz"),
         ("flipped.npz", lambda npz: npz[:9000] + b"\xff\x00" + npz[9002:], "is not a readable"),
         ("wrong.tar.gz", b"not the official archive", "SHA-256"),
     ],

@@ -138,3 +138,12 @@ def test_no_table_is_wider_than_a_screen(classes, count, fits):
     said = confusions(np.full((classes, classes), count))
     assert ("predicted  images" not in said) == fits
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_model_with_an_activity_regularizer(run, tmp_path, capsys):
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.GlobalAveragePooling2D()]
+    layers += [keras.layers.Dense(10, "softmax", activity_regularizer="l2")]
+    model = keras.Sequential([keras.Input((32, 32, 3)), *layers])
+    model.save(tmp_path / "model.keras")
+    main.main(["--evaluate", str(tmp_path / "model.keras"), "--data=digits"])
+    assert re.search(r"^loss \d+\.\d+, accuracy", capsys.readouterr().out, re.M)

@@ -71,6 +71,33 @@ def test_remove_run_leaves_other_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_of_a_run_that_is_half_removed_config_json_is_left(tmp_path, monkeypatch):
+    """By which it is known for a run."""
+    removed = []
+    monkeypatch.setattr(files.Path, "unlink", lambda path, **_: removed.append(path.name))
+    files.remove_run(tmp_path)
+    assert removed[-1] == "config.json" and set(removed) == {*files.FILES, *files.FOLDERS}
+
+
+def test_remove_run_takes_a_link_away_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "0001.keras").write_text("x")
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
+    files.remove_run(tmp_path)
+    assert not (tmp_path / "checkpoints").is_symlink()
+    assert (tmp_path / "disk" / "0001.keras").exists()
+
+
+def test_what_cannot_be_removed_is_told(tmp_path, monkeypatch):
+    def rmtree(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(files.CannotWrite, match="Permission denied"):
+        files.remove_run(tmp_path)
+
+
 def test_what_the_system_refuses_is_told_with_the_path(tmp_path):
     with pytest.raises(files.CannotWrite) as caught, files.writing(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -75,9 +75,38 @@ def test_other_settings_are_refused_and_listed(run, capsys):
 
 def test_a_foreign_config_is_refused(run, capsys):
     directory, arguments = run
-    for text in ("", "[]", '{"settings": 1}', "\xff"):
+    strange = '{"settings": {"epochs": "x"}}', '{"settings": {}, "sources": []}'
+    for text in ("", "[]", '{"settings": 1}', "\xff", *strange):
         (directory / "config.json").write_text(text, encoding="latin-1")
         assert "config.json cannot be read" in stops_with(2, arguments, capsys)
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_what_is_no_run_is_neither_gone_on_with_nor_replaced(more, run, capsys):
+    directory, arguments = run
+    (directory / "config.json").unlink()
+    before = contents(directory)
+    message = stops_with(2, [*arguments, "--seed=5", *more], capsys)
+    assert f"received '{directory}', which has history.csv, " in message
+    assert message.endswith("but no config.json\n")
+    assert contents(directory) == before
+
+
+def test_data_that_the_network_does_not_fit_are_told(run, tmp_path, capsys):
+    directory, arguments = run
+    (path,) = (x.removeprefix("--data=") for x in arguments if x.startswith("--data="))
+    with np.load(path) as before:
+        arrays = {name: before[name] for name in before}
+    arrays["y_train"][0] = 10  # an eleventh class
+    np.savez(tmp_path / "small.npz", **arrays)
+    config = json.loads((directory / "config.json").read_text())
+    config["settings"]["data"] = str(tmp_path / "small.npz")
+    (directory / "config.json").write_text(json.dumps(config))
+    before = contents(directory)
+    arguments += [f"--data={tmp_path / 'small.npz'}", "--epochs=3", "--ignore-changes"]
+    message = stops_with(2, arguments, capsys)
+    assert "output_dir: allowed is a run of the same network; received " in message
+    assert contents(directory) == before
 
 
 def test_more_epochs_go_on(run, capsys):

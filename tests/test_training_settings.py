@@ -134,7 +134,8 @@ def test_settings_of_a_wrong_type_are_refused_from_python_too():
     ):
         with pytest.raises(Mistake, match=r"^\w+: allowed is .*; received "):
             check(wrong)
-    check(main.Settings(shift=2, learning_rate=1))  # an integer is a number
+    made = check(main.Settings(shift=2, learning_rate=1, data="digits"))  # an integer is a number
+    assert repr(made) == repr(check(main.Settings(shift=2.0, learning_rate=1.0, data="digits")))
 
 
 def test_every_choice_and_limit_is_of_a_setting():

@@ -34,8 +34,18 @@ def callbacks_of(settings, data, directory, rows, first_process=True):
 
 
 def require_compatible(settings, callbacks):
-    """Raises `Mistake` if the schedule would undo what a callback does."""
+    """Raises `Mistake` for a callback that a run, or its schedule, would undo."""
+    if any(isinstance(x, keras.callbacks.BackupAndRestore) for x in callbacks):
+        raise Mistake(
+            "callbacks: allowed are all but BackupAndRestore, as a run goes on by itself; "
+            "received BackupAndRestore"
+        )
     plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
+    if plateau and settings.fade:
+        raise Mistake(
+            "fade: allowed with ReduceLROnPlateau is 0, as each step of it begins with the first "
+            f"rate again; received {settings.fade}"
+        )
     if plateau and settings.schedule != "constant":
         raise Mistake(
             "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in "

@@ -3,9 +3,9 @@
 import json
 import zipfile
 
-from training import devices, reason
+from training import Mistake, devices, reason
 from training.console import say
-from training.files import replace_file
+from training.files import replace_file, writing
 
 HISTORY = "history.json"  # inside a checkpoint
 
@@ -31,7 +31,8 @@ class Checkpoints:
 
     def save(self, model, rows):
         """Saves the state after the last epoch of the history."""
-        self.folder.mkdir(exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
 
         def write(temporary):
             with devices.alone():  # the first of several processes saves
@@ -44,12 +45,18 @@ class Checkpoints:
         needed = set()
         for history in filter(None, (rows, rows[:-1])):
             needed |= {self.path(history[-1]["epoch"]), self.path(best_of(history)["epoch"])}
-        for path in set(self.folder.glob("*.keras")) - needed:
-            path.unlink()
+        for path in set(self._files().values()) - needed:
+            with writing(path):
+                path.unlink()
+
+    def _files(self):
+        """{epoch: its file}, and no file of somebody else's."""
+        files = self.folder.glob("*.keras")
+        return {int(path.stem): path for path in files if path.stem.isdecimal()}
 
     def history(self):
         """The history in the latest checkpoint that is whole, or []."""
-        for path in sorted(self.folder.glob("*.keras"), reverse=True):
+        for _, path in sorted(self._files().items(), reverse=True):
             try:
                 with zipfile.ZipFile(path) as archive:
                     if damaged := archive.testzip():  # compares what is in it with its checksums
@@ -60,5 +67,15 @@ class Checkpoints:
         return []
 
     def restore(self, model, epoch):
-        """Loads the state after an epoch into a model: its weights, and if it is compiled, all."""
-        model.load_weights(self.path(epoch))
+        """Loads the state after an epoch into a model: its weights, and if it is compiled, all.
+
+        Raises `Mistake` if it is that of another network.
+        """
+        path = self.path(epoch)
+        try:
+            model.load_weights(path)
+        except ValueError as error:
+            raise Mistake(
+                f"output_dir: allowed is a run of the same network; received '{path}': "
+                f"{reason(error)}"
+            ) from error

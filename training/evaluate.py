@@ -31,9 +31,10 @@ def evaluate(path, data=None):
     model = load_model(path)
     images = load(data_of(path) if data is None else data)
     require_fitting(model, images, path)
+    penalty = sum(map(float, model.losses))  # before predict, which may add others to them
     probabilities = model.predict(images.x_test, batch_size=128, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(images.y_test, probabilities)
-    loss = sum(map(keras.ops.convert_to_numpy, model.losses), start=float(keras.ops.mean(losses)))
+    loss = float(keras.ops.mean(losses)) + penalty
     predicted = probabilities.argmax(axis=1)
     counts = np.zeros((probabilities.shape[1],) * 2, int)
     np.add.at(counts, (images.y_test, predicted), 1)

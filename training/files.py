@@ -115,8 +115,11 @@ def locked(directory):
 
 
 def remove_run(directory):
-    """Removes what a run has written into its directory, and nothing else."""
-    for name in FILES:
-        (directory / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        shutil.rmtree(directory / name, ignore_errors=True)
+    """Removes what a run has written into its directory, and nothing else; config.json last."""
+    for name in (*FOLDERS, *reversed(FILES)):
+        path = directory / name
+        with writing(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:  # of a link, to another disk perhaps, that alone
+                path.unlink(missing_ok=True)

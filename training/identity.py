@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from training import Mistake
+from training.files import FILES, FOLDERS
 
 HOUSE = Path(__file__).resolve().parent.parent
 # Settings that change no weight, or that let the run only go on for longer.
@@ -56,29 +57,42 @@ def require_same_run(settings, **known):
     """
     directory = directory_of(settings)
     config = directory / "config.json"
-    if settings.overwrite or not os.path.exists(config):  # as one cannot look into any directory
+    if not os.path.exists(config):  # nor could one look into any directory
+        _require_unused(directory)
         return ""
+    if settings.overwrite:
+        return ""
+    now = identity_of(settings, **known)
     try:
         before = json.loads(config.read_text(encoding="utf-8"))
         defaults = dataclasses.asdict(type(settings)())
         before["settings"] = defaults | before["settings"]  # it may be older than some setting
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        differing, changed = _differing_settings(before, now), _changed(before, now)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(
             f"output_dir: {config} cannot be read ({error}); choose another directory, or replace "
             "what is in it with --overwrite"
         ) from error
-    now = identity_of(settings, **known)
-    if differing := _differing_settings(before, now):
+    if differing:
         raise Mistake(
             f"output_dir: '{directory}' holds a run with {differing}; choose another directory, "
             "or replace that run with --overwrite"
         )
-    changed = _changed(before, now)
     if changed and not settings.ignore_changes:
         raise Mistake(
             f"output_dir: '{directory}' holds a run made before {changed} changed; {WAYS_OUT}"
         )
     return changed
+
+
+def _require_unused(directory):
+    """Raises `Mistake` if what a run would replace is there, but no run."""
+    names = [name for name in FILES + FOLDERS if name != ".unfinished"]
+    if found := [name for name in names if os.path.lexists(directory / name)]:
+        raise Mistake(
+            f"output_dir: allowed is the directory of a run, or one without {', '.join(names)}; "
+            f"received '{directory}', which has {', '.join(found)}, but no config.json"
+        )
 
 
 def _differing_settings(before, now):

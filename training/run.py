@@ -60,27 +60,26 @@ class Run(contextlib.ExitStack):
         if self.model:
             model.set_weights(self.model.get_weights())
         else:
-            self._announce_and_restore(model, first_epoch)
+            self._restore_and_announce(model, first_epoch)
         self.model = model
 
-    def _announce_and_restore(self, model, first_epoch):
+    def _restore_and_announce(self, model, first_epoch):
         optimizer = model.optimizer
         changed = require_same_run(self.settings, data=self.data, optimizer=optimizer)
-        if self.leads:
-            if self.settings.overwrite:
-                remove_run(self.directory)
-            config = report.describe(self.settings, model, self.data)
-            report.announce(config, self.directory)
-            text = json.dumps(config, indent=2, ensure_ascii=False)
-            write_text(self.directory / "config.json", text + "\n")
-            if self.done and self.done < self.settings.epochs:
-                print(f"Going on after epoch {self.done} of {self.settings.epochs}", flush=True)
+        config = report.describe(self.settings, model, self.data)  # as the optimizer begins
         if self.done:
             anew = [v.numpy() for v in optimizer.variables]
             self.checkpoints.restore(model, self.done)
             if self.done == first_epoch or "the optimizer" in changed:
                 for variable, value in zip(optimizer.variables, anew, strict=True):
                     variable.assign(value)
+        if self.leads:
+            if self.settings.overwrite:
+                remove_run(self.directory)
+            report.announce(config, self.directory)
+            write_text(self.directory / "config.json", json.dumps(config, indent=2) + "\n")
+            if self.done and self.done < self.settings.epochs:
+                print(f"Going on after epoch {self.done} of {self.settings.epochs}", flush=True)
 
     def fit(self, callbacks=()):
         """What else `fit` takes in this run, with callbacks of the user's own."""

@@ -38,9 +38,13 @@ WORDS = {"learning_rate": ("auto",), "gain": ("peak",)}
 
 def check(settings):
     """Returns the settings, paths whole; `Mistake` for what is wrong whatever the network."""
+    whole = {}
     for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
         if field.name in CHOICES or field.name in LIMITS or field.type in (bool, str):
-            _require_allowed(field, getattr(settings, field.name))
+            _require_allowed(field, value)
+        if type(value) is int and float in _kinds(field):
+            whole[field.name] = float(value)  # as from the command line: the same run
     if settings.fade and not settings.activation.startswith("GAAF_"):
         raise Mistake(
             f"fade: allowed with {settings.activation} is 0, as it has no acceleration; "
@@ -48,11 +52,9 @@ def check(settings):
         )
     if not settings.output_dir:
         raise Mistake("output_dir: allowed is 'auto' or a path; received ''")
-    return dataclasses.replace(
-        settings,
-        data=require_source(settings.data),
-        output_dir=os.path.expanduser(settings.output_dir),
-    )
+    whole["data"] = require_source(settings.data)
+    whole["output_dir"] = os.path.expanduser(settings.output_dir)
+    return dataclasses.replace(settings, **whole)
 
 
 def _require_allowed(field, value):
