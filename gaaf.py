@@ -414,7 +414,7 @@ class GAAF(keras.Operation):
         config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
         for name in ("activation", "shape"):
             known, found = config[name], getattr(self, name)
-            if isinstance(known, dict) and getattr(ops, str(known["config"]), None) is found:
+            if isinstance(known, dict) and getattr(ops, str(known.get("config")), None) is found:
                 known["module"] = "keras.ops"  # where Keras finds it again
         return super().get_config() | config
 
