@@ -143,8 +143,8 @@ def test_the_best_epoch_is_the_first_of_the_highest_accuracy_or_else_of_the_lowe
 
 def test_the_latest_is_that_of_the_highest_epoch(tmp_path):
     checkpoints, model = Checkpoints(tmp_path), small_model()
-    rows = history([0.1] * 10_001)
-    for epoch in (9_999, 10_000, 10_001):
+    rows = history([0.1] * 4_999 + [0.9] + [0.1] * 5_001)
+    for epoch in (5_000, 10_000, 10_001):  # the first is the best, and stays
         checkpoints.save(model, rows[:epoch])
     assert len(checkpoints.history()) == 10_001
 

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import signal
+import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -107,6 +109,18 @@ def test_data_that_the_network_does_not_fit_are_told(run, tmp_path, capsys):
     message = stops_with(2, arguments, capsys)
     assert "output_dir: allowed is a run of the same network; received " in message
     assert contents(directory) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are text")
+def test_a_directory_whose_name_is_no_text(run, tmp_path, capsys):
+    directory, arguments = run
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/L\xe4ufe")
+    directory.rename(strange)
+    sys.stdout.reconfigure(errors="replace")  # as main.py has it
+    main.main([*arguments, f"--output-dir={strange}"])
+    assert "Nothing to train" in capsys.readouterr().out
+    config = json.loads(Path(strange, "config.json").read_text())
+    assert config["settings"]["output_dir"] == strange
 
 
 def test_more_epochs_go_on(run, capsys):
