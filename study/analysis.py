@@ -33,26 +33,25 @@ def same_code(lines):
     Two are taken to make the same if there are runs that both have made, on the same setup, some
     of them with GAAF, and each of these ended alike, to the last digit. No third one may belie it.
     """
-    made, same = {}, {}
+    made, groups = {}, {}  # {code: its runs}; {latest code: (codes that make the same, their runs)}
     for line in lines:
         *run, code = key_of(line)
         made.setdefault(code, {})[*run] = [line.get(column) for column in MEASURES]
     for code, runs in made.items():
-        found = {latest: set() for latest in same.values()}
-        for other, latest in same.items():
-            found[latest].add(_agree(runs, made[other]))
-        alike = {x for x, answers in found.items() if True in answers and False not in answers}
-        same = {x: code if latest in alike else latest for x, latest in same.items()}
-        same[code] = code
-    return same
+        codes, together = [code], dict(runs)
+        for latest in [x for x, (_, theirs) in groups.items() if _agree(runs, theirs)]:
+            others, theirs = groups.pop(latest)
+            codes += others
+            together |= theirs
+        groups[code] = codes, together
+    return {code: latest for latest, (codes, _) in groups.items() for code in codes}
 
 
 def _agree(runs, others):
-    """Whether the runs of both codes, {run: its numbers}, are alike; None if that says nothing."""
+    """Whether both, {run: its numbers}, share runs, some of them with GAAF, and these are alike."""
     both = runs.keys() & others.keys()
-    if all(runs[run] == others[run] for run in both):
-        return any(is_accelerated(row) for row, *_ in both) or None
-    return False
+    accelerated = any(is_accelerated(row) for row, *_ in both)
+    return accelerated and all(runs[run] == others[run] for run in both)
 
 
 class Row(NamedTuple):

@@ -58,10 +58,11 @@ class Run(NamedTuple):
 
     @property
     def key(self):
-        """What tells its line of the results from the others, as `key_of` does."""
-        run = self.row, str(self.seed), str(self.epochs), Path(self.data).stem
-        settings = json.dumps(self.settings, sort_keys=True)
-        return *run, settings, *setup(), self.settings["precision"], code()
+        """What tells its line of the results from the others."""
+        line = {"row": self.row, "seed": str(self.seed), "epochs": str(self.epochs)}
+        line |= {"data": Path(self.data).stem, "settings": json.dumps(self.settings)}
+        device, versions = setup()
+        return key_of(line | {"device": device, "versions": versions, "sources": code()})
 
     def flags(self):
         settings = {"data": self.data, "epochs": self.epochs, "seed": self.seed}

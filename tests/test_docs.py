@@ -68,7 +68,7 @@ def drawn(monkeypatch):
 
 @once
 def test_the_picture_of_activations_shows_the_formula(drawn):
-    above, below = drawn("gaaf.png").axes[0], drawn("gaaf.png").axes[3]
+    above, *_, below = drawn("gaaf.png").axes[:4]
     value, gradient, s = (line.get_xydata().T for line in above.lines)
     x = value[0]
     np.testing.assert_allclose(value[1], np.maximum(x, 0), atol=1e-4)

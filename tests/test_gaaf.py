@@ -605,7 +605,6 @@ def model_of_every_kind():
 
 IN_A_FRESH_PROCESS = """
 import sys
-import weakref
 import numpy as np
 import gaaf
 import keras

@@ -202,10 +202,14 @@ def test_bfloat16_is_said_to_win_on_a_cpu_that_computes_with_it(monkeypatch):
     assert not devices.bfloat16_wins()
 
 
+def forty_images():
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), "uint8")
+    return Data(images, np.arange(40) % 10, images, np.arange(40) % 10)
+
+
 @pytest.mark.parametrize("augmentation", [False, True])
 def test_fit_gets_the_batches_of_the_settings(augmentation):
-    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), "uint8")
-    data = Data(images, np.arange(40) % 10, images, np.arange(40) % 10)
+    data = forty_images()
     settings = main.Settings(batch_size=16, seed=3, data_augmentation=augmentation)
     drawn = devices.feed(settings, data, first_epoch=5)["x"]
     expected = batches(data.x_train, data.y_train, 16, augmentation, seed=3, first_epoch=5)
@@ -217,8 +221,7 @@ def test_fit_gets_the_batches_of_the_settings(augmentation):
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="which keeps no images on the device")
 @pytest.mark.parametrize("augmentation", [False, True])
 def test_images_kept_on_the_device_make_the_same_batches(monkeypatch, augmentation):
-    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), "uint8")
-    data = Data(images, np.arange(40) % 10, images, np.arange(40) % 10)
+    data = forty_images()
     settings = main.Settings(batch_size=16, data_augmentation=augmentation)
     here, there, compiled = [], [], []
     if BACKEND == "jax":

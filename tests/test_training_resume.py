@@ -94,11 +94,16 @@ def test_what_is_no_run_is_neither_gone_on_with_nor_replaced(more, run, capsys):
     assert contents(directory) == before
 
 
+def arrays_of(arguments):
+    """The images and labels that a command trains on, by name."""
+    (path,) = (x.removeprefix("--data=") for x in arguments if x.startswith("--data="))
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
 def test_data_that_the_network_does_not_fit_are_told(run, tmp_path, capsys):
     directory, arguments = run
-    (path,) = (x.removeprefix("--data=") for x in arguments if x.startswith("--data="))
-    with np.load(path) as before:
-        arrays = {name: before[name] for name in before}
+    arrays = arrays_of(arguments)
     arrays["y_train"][0] = 10  # an eleventh class
     np.savez(tmp_path / "small.npz", **arrays)
     config = json.loads((directory / "config.json").read_text())
@@ -199,9 +204,7 @@ def test_other_code_goes_on_where_that_is_ignored(run, capsys, monkeypatch):
 
 def test_other_images_in_the_same_file_are_noticed(run, tmp_path, capsys):
     _, arguments = run
-    (path,) = (x.removeprefix("--data=") for x in arguments if x.startswith("--data="))
-    with np.load(path) as before:
-        arrays = dict(before)
+    arrays = arrays_of(arguments)
     moved = tmp_path / "small.npz"
     np.savez(moved, **arrays)
     main.main([*arguments, f"--data={moved}"])  # the same in another place
