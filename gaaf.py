@@ -64,12 +64,11 @@ _SHAPES = {
     "gaussian": lambda x, *_: ops.exp(-ops.square(x) / 3),
     # Not ones_like: a derivative of 0 is to be there, where one differentiates twice.
     None: lambda x, *_: ops.sign(1 + ops.abs(x)),
-}
-_SHAPES_FOR_RELU = {
     "bsilu": _bsilu,
     "nelu": _nelu,
     "leaky": lambda x, *_: 0.1 * (1 - ops.sign(ops.relu(x))),
 }
+_FOR_RELU_ALONE = "bsilu", "nelu", "leaky"
 
 
 def _require(name, ok, allowed, received):
@@ -98,14 +97,12 @@ def _narrow(x, dtype):
     if _BACKEND != "tensorflow" or dtype != "bfloat16" or _library.executing_eagerly():
         return ops.cast(x, dtype)
 
-    @ops.custom_gradient
     def rounded(x):
         bits = _library.bitcast(x, "uint32")
         half = 0x7FFF + bits // 0x10000 % 2  # to the nearest, and of two to the even one
-        bits = _library.cast((bits + half) // 0x10000, "uint16")
-        return _library.bitcast(bits, dtype), lambda upstream: ops.cast(upstream, x.dtype)
+        return _library.bitcast(_library.cast((bits + half) // 0x10000, "uint16"), dtype)
 
-    return rounded(x)
+    return _differentiable(rounded, lambda x, upstream: ops.cast(upstream, x.dtype))(x)
 
 
 def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
@@ -116,8 +113,7 @@ def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
     bound = 3e38 / max(frequency, 1)  # keeps K·x finite: inf − inf would be NaN
 
     def s(x):
-        known = _SHAPES | _SHAPES_FOR_RELU
-        return _times(strength, shape(x) if callable(shape) else known[shape](x, shift, slope))
+        return _times(strength, shape(x) if callable(shape) else _SHAPES[shape](x, shift, slope))
 
     # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
     def value(x, floor=lambda periods: periods // 1):
@@ -362,10 +358,10 @@ class GAAF(keras.Operation):
             shape = keras.saving.deserialize_keras_object(shape)
         if shape == "auto":
             shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else usual or "auto"
-        for_all, for_relu = (", ".join(map(repr, x)) for x in (_SHAPES, _SHAPES_FOR_RELU))
-        allowed = f"{for_all}, a callable, 'auto' for relu, relu6 and tanh, or {for_relu} for relu"
-        known = [*_SHAPES, *(_SHAPES_FOR_RELU if phi is relu else ())]
-        _require("shape", callable(shape) or shape in known, allowed, shape)
+        usable = [x for x in _SHAPES if phi is relu or x not in _FOR_RELU_ALONE]
+        names, for_relu = (", ".join(map(repr, x)) for x in (_SHAPES, _FOR_RELU_ALONE))
+        allowed = f"{names}, a callable, or 'auto' for relu, relu6 and tanh; {for_relu} for relu"
+        _require("shape", callable(shape) or shape in usable, allowed + " alone", shape)
         self.shape = shape
         number = "a positive finite number or 'peak'"
         self.gain = gain if gain == "peak" else _number("gain", gain, number, 1.2e-38)
@@ -373,8 +369,8 @@ class GAAF(keras.Operation):
         self._factor = self.gain
         if gain == "peak":
             parameters = phi, self.shift, self.slope, wave, shape, self.strength
-            known = all(isinstance(x, Hashable) for x in parameters)
-            self._factor = (_gain_at_peak if known else _gain_at_peak.__wrapped__)(*parameters)
+            hashable = all(isinstance(x, Hashable) for x in parameters)
+            self._factor = (_gain_at_peak if hashable else _gain_at_peak.__wrapped__)(*parameters)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):

@@ -154,7 +154,8 @@ def test_the_two_functions_are_the_object_with_their_defaults():
 def test_a_shape_is_added_as_the_page_says(monkeypatch):
     """Its name is then known, and stands in what is allowed."""
     monkeypatch.setitem(gaaf._SHAPES, "ramp", lambda x, shift, slope: slope * x + shift)
-    monkeypatch.setitem(gaaf._SHAPES_FOR_RELU, "twice", lambda x, *_: 2 * keras.ops.ones_like(x))
+    monkeypatch.setitem(gaaf._SHAPES, "twice", lambda x, *_: 2 * keras.ops.ones_like(x))
+    monkeypatch.setattr(gaaf, "_FOR_RELU_ALONE", (*gaaf._FOR_RELU_ALONE, "twice"))
     for activation, phi, shape, s in (
         ("relu", RELU, "ramp", 3 * X + 0.5),
         ("elu", ELU, "ramp", 3 * X + 0.5),
@@ -163,7 +164,7 @@ def test_a_shape_is_added_as_the_page_says(monkeypatch):
         function = gaaf.GAAF(activation, shift=0.5, slope=3.0, shape=shape)
         found = to_numpy(gaaf.gradient(function, keras.ops.convert_to_tensor(X, "float64")))
         np.testing.assert_allclose(found, phi[1](X) + s, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"None, 'ramp', a callable, .* 'leaky', 'twice' for relu"):
+    with pytest.raises(ValueError, match=r"'ramp', 'twice', a .* 'leaky', 'twice' for relu alone"):
         gaaf.GAAF("elu", shape="twice")
 
 

@@ -60,6 +60,9 @@ def test_a_loss_that_is_not_finite_is_told_with_its_place(loss):
     stop.on_train_batch_end(6, {"loss": 1e30})
     with pytest.raises(NotFinite, match="in epoch 5, step 8"):
         stop.on_train_batch_end(7, {"loss": loss})
+    stop.on_epoch_end(4, {"loss": 1.0, "val_loss": 1e30})
+    with pytest.raises(NotFinite, match=r"the test loss became .* after epoch 5"):
+        stop.on_epoch_end(4, {"loss": 1.0, "val_loss": loss})
 
 
 STEEP = "the slope of GAAF, up to {} with gain 1, enlarges gradients"

@@ -287,6 +287,18 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, capsys, monkeypatch):
     assert contents(directory / "checkpoints") == before
 
 
+def test_weights_that_the_last_step_of_an_epoch_breaks_are_not_kept(
+    npz, tmp_path, capsys, monkeypatch
+):
+    """The loss of that step, which is that of the weights before, is a number."""
+    monkeypatch.setattr(callbacks, "learning_rate_at", lambda epoch, settings: 1e30)
+    arguments = flags(npz, tmp_path / "run", batch_size=128, epochs=1)
+    message = stops_with(3, arguments, capsys)
+    assert "the test loss became nan after epoch 1; most likely" in message
+    assert "no epoch was completed" in message
+    assert not [*(tmp_path / "run").rglob("*.keras")]
+
+
 def test_a_run_that_goes_on_has_no_final_model_until_it_ends(run, capsys, monkeypatch):
     directory, arguments = run
     monkeypatch.setattr(callbacks, "learning_rate_at", lambda epoch, settings: 1e30)

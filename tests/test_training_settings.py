@@ -1,6 +1,7 @@
 """The settings as flags, with their comments as help, and their checks: no Keras is needed."""
 
 import dataclasses
+import importlib
 
 import pytest
 
@@ -119,6 +120,19 @@ def test_settings_of_ones_own_have_those_of_main_and_more():
     made, _ = parse(Mine, "", ["--smoothing=0.1", "--seed=3"])
     assert (made.smoothing, made.seed, made.depth) == (0.1, 3, 56)
     assert check(dataclasses.replace(made, data="digits")).smoothing == 0.1
+
+
+def test_settings_may_be_in_a_script_whose_annotations_are_text(tmp_path, monkeypatch):
+    script = "from __future__ import annotations\nimport dataclasses, main\n\n"
+    script += "@dataclasses.dataclass(frozen=True)\nclass Mine(main.Settings):\n"
+    script += "    smoothing: float = 0.0  # of the labels\n    named: bool = False\n"
+    (tmp_path / "with_text.py").write_text(script)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("with_text").Mine
+    made, _ = parse(mine, "", ["--smoothing=0.5", "--named", "--data=digits"])
+    assert check(made) == mine(smoothing=0.5, named=True, data="digits")
+    with pytest.raises(Mistake, match="named: allowed is bool; received 1"):
+        check(mine(named=1))
 
 
 def test_settings_of_a_wrong_type_are_refused_from_python_too():

@@ -146,7 +146,7 @@ class RunFiles(keras.callbacks.Callback):
 
 
 class StopOnNotFinite(keras.callbacks.Callback):
-    """Raises `NotFinite` after a step whose loss is not a finite number."""
+    """Raises `NotFinite` after a step, or an epoch's test, whose loss is not a finite number."""
 
     async_safe = True  # Keras looks at the loss in another thread, and trains on meanwhile
 
@@ -157,6 +157,10 @@ class StopOnNotFinite(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             where = f"epoch {self.epoch}, step {batch + 1}"
             raise NotFinite(f"the loss became {logs['loss']:g} in {where}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["val_loss"]):  # of weights that the last step broke
+            raise NotFinite(f"the test loss became {logs['val_loss']:g} after epoch {self.epoch}")
 
 
 class StopOnSignal(keras.callbacks.Callback):

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import os
 import re
+import typing
 
 from training import Mistake
 from training.data import require_source
@@ -39,12 +40,12 @@ WORDS = {"learning_rate": ("auto",), "gain": ("peak",)}
 def check(settings):
     """Returns the settings, paths whole; `Mistake` for what is wrong whatever the network."""
     whole = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.name in CHOICES or field.name in LIMITS or field.type in (bool, str):
-            _require_allowed(field, value)
-        if type(value) is int and float in _kinds(field):
-            whole[field.name] = float(value)  # as from the command line: the same run
+    for name, kinds in _kinds(type(settings)).items():
+        value = getattr(settings, name)
+        if name in CHOICES or name in LIMITS or kinds[0] in (bool, str):
+            _require_allowed(name, kinds[0], value)
+        if type(value) is int and float in kinds:
+            whole[name] = float(value)  # as from the command line: the same run
     if settings.fade and not settings.activation.startswith("GAAF_"):
         raise Mistake(
             f"fade: allowed with {settings.activation} is 0, as it has no acceleration; "
@@ -57,28 +58,30 @@ def check(settings):
     return dataclasses.replace(settings, **whole)
 
 
-def _require_allowed(field, value):
-    kinds, words = _kinds(field), WORDS.get(field.name, ())
+def _require_allowed(name, kind, value):
+    words = WORDS.get(name, ())
     if value in words:
         return
-    kind = kinds[0]
     ok = type(value) is kind or (kind is float and type(value) is int)
     allowed = kind.__name__
-    if field.name in CHOICES:
-        allowed = f"one of {', '.join(map(str, CHOICES[field.name]))}"
-        ok = ok and value in CHOICES[field.name]
-    elif field.name in LIMITS:
-        least, most = LIMITS[field.name]
+    if name in CHOICES:
+        allowed = f"one of {', '.join(map(str, CHOICES[name]))}"
+        ok = ok and value in CHOICES[name]
+    elif name in LIMITS:
+        least, most = LIMITS[name]
         allowed += f" from {least} to {most}"
         ok = ok and least <= value <= most  # not so for NaN
     if not ok:
         allowed = " or ".join([allowed, *map(repr, words)])
-        raise Mistake(f"{field.name}: allowed is {allowed}; received {value!r}")
+        raise Mistake(f"{name}: allowed is {allowed}; received {value!r}")
 
 
-def _kinds(field):
-    """The types of a setting; `float | str` is a number, or one of its `WORDS`."""
-    return getattr(field.type, "__args__", None) or (field.type,)
+def _kinds(settings):
+    """{name: types} of a class of settings; `float | str` is a number, or one of its `WORDS`."""
+    # A field's own type is text where annotations are, by `from __future__ import annotations`.
+    hints = typing.get_type_hints(settings)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+    return {name: getattr(kind, "__args__", None) or (kind,) for name, kind in types.items()}
 
 
 def parse(settings, description, arguments=None):
@@ -103,11 +106,13 @@ def parse(settings, description, arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    comments = comments_of(settings)
+    comments, kinds = comments_of(settings), _kinds(settings)
     for field in dataclasses.fields(settings):
         help_text = comments.get(field.name, "").replace("%", "%%") or " "
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, default=field.default, help=help_text, **_argument(field))
+        parser.add_argument(
+            flag, default=field.default, help=help_text, **_argument(field.name, kinds[field.name])
+        )
     parser.add_argument(
         "--evaluate",
         metavar="PATH",
@@ -120,16 +125,16 @@ def parse(settings, description, arguments=None):
     return settings(**given), (path, data) if path is not None else None
 
 
-def _argument(field):
+def _argument(name, kinds):
     """What argparse is to know of a setting."""
-    kinds = _kinds(field)
     if kinds == (bool,):
         return {"action": argparse.BooleanOptionalAction}
-    metavar = "|".join([kinds[0].__name__.upper(), *WORDS.get(field.name, ())])
+    words = WORDS.get(name, ())
 
     def value(text):
-        return text if text in WORDS.get(field.name, ()) else kinds[0](text)
+        return text if text in words else kinds[0](text)
 
+    metavar = "|".join([kinds[0].__name__.upper(), *words])
     value.__name__ = metavar.lower()  # which argparse names in its error
     return {"type": value, "metavar": metavar}
 
