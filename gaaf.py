@@ -487,9 +487,11 @@ def get(identifier: Activation | None) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: if the identifier is none of these.
     """
-    if identifier in ("GAAF_relu", "GAAF_tanh"):
+    if isinstance(identifier, str) and identifier in ("GAAF_relu", "GAAF_tanh"):
         return globals()[identifier]
     try:
+        if inspect.isclass(identifier):
+            raise TypeError("a class makes activations, but is none")
         return keras.activations.get(identifier)
     except (ValueError, TypeError) as error:
         allowed = "'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, a callable or a config"
@@ -511,11 +513,14 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with _library.GradientTape() as tape:
             tape.watch(x)
             y = function(x)
-        return tape.gradient(y, x)
+        return tape.gradient(y, x, unconnected_gradients="zero")
     if _BACKEND == "jax":
         return _library.grad(lambda x: function(x).sum())(x)
     x = x.detach().requires_grad_(True)
-    return _library.autograd.grad(function(x).sum(), x)[0]
+    y = function(x).sum()
+    if not y.requires_grad:
+        return ops.zeros_like(x)
+    return _library.autograd.grad(y, x, materialize_grads=True)[0]
 
 
 def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[keras.Model, int]:

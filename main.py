@@ -46,7 +46,7 @@ class Settings:
     optimizer: str = "adam"  # adam, adamw, or sgd (Nesterov momentum 0.9)
     learning_rate: float | str = "auto"  # at the start; auto: 1e-3 for adam and adamw, 0.1 for sgd
     schedule: str = "step"  # step (down at 40, 60, 80 and 90 % of the epochs), cosine, constant
-    weight_decay: float = 1e-4  # L2 penalty in the loss; for adamw decoupled, as strong as for sgd
+    weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: decoupled, as strong as plain SGD's
     precision: str = "float32"  # float32, mixed_bfloat16 or mixed_float16
     seed: int = 0  # of initial weights, order and augmentation
     gradient_histograms: bool = False  # of each activation, into the TensorBoard logs

@@ -395,6 +395,11 @@ def test_relu_and_tanh_of_other_libraries_are_those_of_keras():
         gaaf.GAAF(relu)
 
 
+def test_the_derivative_of_what_does_not_depend_on_x_is_zero():
+    for function in (keras.ops.zeros_like, lambda x: 2 * keras.ops.ones_like(x)):
+        assert to_numpy(gaaf.gradient(function, [1.0, 2.0])).tolist() == [0, 0]
+
+
 def test_a_layer_is_an_activation_if_it_has_no_weights():
     layer = keras.layers.ReLU(negative_slope=0.5)
     function = gaaf.GAAF(layer, wave=None, shape=None)
@@ -555,6 +560,8 @@ def test_values_stay_within_half_a_period_where_floats_are_coarse(wave):
         ("activation", lambda: gaaf.GAAF("rleu")),
         ("activation", lambda: gaaf.get("GAAF_rleu")),
         ("activation", lambda: gaaf.get(7)),
+        ("activation", lambda: gaaf.get(np.ones(3))),
+        ("activation", lambda: gaaf.GAAF(keras.layers.ReLU, shape="sigmoid")),
         ("activation", lambda: gaaf.get({"class_name": "Nothing", "config": {}})),
     ],
 )

@@ -38,6 +38,11 @@ def test_the_smaller_graph_trains_as_that_of_keras(optimizer, monkeypatch):
     assert (small.optimizer.update_step.__func__.__module__ == deep.__name__) != own
 
 
+def test_an_adam_with_another_formula_is_left_to_keras(monkeypatch):
+    model, _ = trained(True, monkeypatch, keras.optimizers.Adam(amsgrad=True))
+    assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
+
+
 def test_run_eagerly_is_left_alone(monkeypatch):
     model, _ = trained(True, monkeypatch, run_eagerly=True)
     assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step

@@ -186,6 +186,10 @@ def test_a_gpu_that_is_used_or_absent_is_not_told(graphics_card, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(devices, "kind", lambda: "GPU")
         assert devices.unused_gpu() is None
+    for hidden in ("", "-1"):
+        with monkeypatch.context() as patch:
+            patch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+            assert devices.unused_gpu() is None
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(devices.Path, "exists", lambda path: False)
     assert devices.unused_gpu() is None

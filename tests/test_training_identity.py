@@ -186,6 +186,11 @@ def test_settings_of_ones_own(tmp_path, monkeypatch):
     assert check(mine()).depth == 8
     other = mine(smoothing=0.2)
     assert identity.directory_of(mine()) != identity.directory_of(other)
+    # What it imports from elsewhere is not beside it.
+    far = "from ..far import x\n" + MINE
+    (tmp_path / "far.py").write_text("x = 1\n")
+    (tmp_path / "house" / "mine.py").write_text(far)
+    assert set(identity.sources_of(mine)) == set(sources)
     # In a notebook, a class has no file.
     cell = settings_in_a_module(monkeypatch, "cell", None, MINE)
     assert identity.sources_of(cell) == identity.sources_of(main.Settings)

@@ -16,7 +16,7 @@ from backends import once
 from trainings import assert_same_run, contents, flags, stops_with
 
 import main
-from training import callbacks, files, identity
+from training import callbacks, files, identity, model
 
 
 def at_step(monkeypatch, epoch, step, action):
@@ -78,19 +78,24 @@ def test_other_settings_are_refused_and_listed(run, capsys):
 def test_a_foreign_config_is_refused(run, capsys):
     directory, arguments = run
     strange = '{"settings": {"epochs": "x"}}', '{"settings": {}, "sources": []}'
-    for text in ("", "[]", '{"settings": 1}', "\xff", *strange):
+    for text in ("", '{"settings": 1}', "\xff", *strange):
         (directory / "config.json").write_text(text, encoding="latin-1")
         assert "config.json cannot be read" in stops_with(2, arguments, capsys)
+    main.main([*arguments, "--epochs=1", "--overwrite"])  # it may have been a run's
+    assert len((directory / "history.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("config", [None, "[]", "1", '{"model_type": "bert"}'])
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
-def test_what_is_no_run_is_neither_gone_on_with_nor_replaced(more, run, capsys):
+def test_what_is_no_run_is_neither_gone_on_with_nor_replaced(more, config, run, capsys):
     directory, arguments = run
     (directory / "config.json").unlink()
+    if config:
+        (directory / "config.json").write_text(config)
     before = contents(directory)
     message = stops_with(2, [*arguments, "--seed=5", *more], capsys)
-    assert f"received '{directory}', which has history.csv, " in message
-    assert message.endswith("but no config.json\n")
+    assert f"received '{directory}', which has " in message and "history.csv, " in message
+    assert message.endswith("but no config.json of a run\n")
     assert contents(directory) == before
 
 
@@ -231,6 +236,16 @@ def test_an_overwritten_run_is_gone_at_once(run, capsys, monkeypatch):
     message = stops_with(130, [*arguments, "--seed=1", "--overwrite"], capsys)
     assert "no epoch was completed" in message and message.endswith("without --overwrite\n")
     assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.json"]
+
+
+def test_ctrl_c_before_the_training_saves_what_would_be_overwritten(run, capsys, monkeypatch):
+    """Of deep networks the user has minutes to think again."""
+    directory, arguments = run
+    before = contents(directory)
+    build = model.build
+    monkeypatch.setattr(model, "build", lambda *a: signal.raise_signal(signal.SIGINT) or build(*a))
+    stops_with(130, [*arguments, "--seed=1", "--overwrite"], capsys)
+    assert contents(directory) == before
 
 
 def test_a_run_stopped_between_its_files_gets_them(run):

@@ -80,6 +80,7 @@ def test_the_comments_are_the_help(capsys):
         parsed("--help")
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
+    assert "None" not in shown
     for name, comment in comments.items():
         assert f"--{name.replace('_', '-')}" in shown and comment[:30] in shown
 

@@ -192,8 +192,11 @@ class StopOnSignal(keras.callbacks.Callback):
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def require_none(self):
         if self.received:
             raise Interrupted(self.received)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.require_none()
 
     on_test_batch_begin = on_train_batch_begin

@@ -32,7 +32,8 @@ def shrink_graph(model):
     if not is_deep:
         return
     model.train_function = _train_function(model)
-    if type(model.optimizer) is keras.optimizers.Adam and _is_that_of_keras(_adam_step):
+    plain = type(model.optimizer) is keras.optimizers.Adam and not model.optimizer.amsgrad
+    if plain and _is_that_of_keras(_adam_step):
         model.optimizer.update_step = _adam_step(model.optimizer, model.trainable_variables)
 
 

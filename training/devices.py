@@ -48,7 +48,9 @@ def process():
 
 def unused_gpu():
     """The line that has Keras use the NVIDIA card of this machine, or None if it does, or none."""
-    if kind() != "CPU" or not (shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()):
+    there = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # on purpose
+    if kind() != "CPU" or hidden or not there:
         return None
     return WITH_CUDA[keras.backend.backend()]
 

@@ -18,10 +18,6 @@ from training.files import FILES, FOLDERS
 HOUSE = Path(__file__).resolve().parent.parent
 # Settings that change no weight, or that let the run only go on for longer.
 FREE = ("data", "output_dir", "overwrite", "ignore_changes", "gradient_histograms", "epochs")
-WAYS_OUT = (
-    "replace the run with --overwrite, choose another --output-dir, or go on all the same with "
-    "--ignore-changes"
-)
 
 
 def directory_of(settings):
@@ -57,7 +53,7 @@ def require_same_run(settings, **known):
     """
     directory = directory_of(settings)
     config = directory / "config.json"
-    if not os.path.exists(config):  # nor could one look into any directory
+    if not _is_of_a_run(config):
         _require_unused(directory)
         return ""
     if settings.overwrite:
@@ -80,9 +76,22 @@ def require_same_run(settings, **known):
         )
     if changed and not settings.ignore_changes:
         raise Mistake(
-            f"output_dir: '{directory}' holds a run made before {changed} changed; {WAYS_OUT}"
+            f"output_dir: '{directory}' holds a run made before {changed} changed; replace the run "
+            "with --overwrite, choose another --output-dir, or go on all the same with "
+            "--ignore-changes"
         )
     return changed
+
+
+def _is_of_a_run(config):
+    """Whether a file is the config.json of a run, as a damaged one may be."""
+    if not os.path.exists(config):  # nor could one look into any directory
+        return False
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return isinstance(found, dict) and "settings" in found
 
 
 def _require_unused(directory):
@@ -91,7 +100,7 @@ def _require_unused(directory):
     if found := [name for name in names if os.path.lexists(directory / name)]:
         raise Mistake(
             f"output_dir: allowed is the directory of a run, or one without {', '.join(names)}; "
-            f"received '{directory}', which has {', '.join(found)}, but no config.json"
+            f"received '{directory}', which has {', '.join(found)}, but no config.json of a run"
         )
 
 
@@ -149,6 +158,8 @@ def sources(script):
     root, todo, found = script.parent, [script], {}
     while todo:
         path = todo.pop()
+        if not path.is_relative_to(root):
+            continue
         name = path.relative_to(root).as_posix()
         if name not in found and path.is_file():
             tree = ast.parse(path.read_bytes())
@@ -158,7 +169,7 @@ def sources(script):
 
 
 def _imported(tree, root, folder):
-    """Yields the files below `root`, if they exist, that a module in `folder` imports."""
+    """Yields the files, if they exist, that a module in `folder` imports from beside `root`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             base, names = root, [alias.name for alias in node.names]

@@ -115,8 +115,8 @@ def optimizer(settings, model=None):
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
     if settings.optimizer == "adam":
         return keras.optimizers.Adam(rate)
-    # A step of SGD at its rate of 0.1 shrinks a weight by 0.1 · 2 · weight_decay, from the penalty
-    # in the loss; this one is to begin with the same, for the same weights.
+    # A step of SGD without momentum at its rate of 0.1 shrinks a weight by 0.1 · 2 · weight_decay,
+    # from the penalty in the loss; this one is to begin with the same, for the same weights.
     adamw = keras.optimizers.AdamW(rate, 2 * settings.weight_decay * RATES["sgd"] / rate)
     if model:  # Copies on other devices have the name alone; that is "kernel" but on TensorFlow.
         others = [v for v in model.trainable_variables if len(v.shape) != 4]

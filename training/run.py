@@ -75,6 +75,7 @@ class Run(contextlib.ExitStack):
                     variable.assign(value)
         if self.leads:
             if self.settings.overwrite:
+                self.signals.require_none()  # the last moment to save what is there
                 remove_run(self.directory)
             report.announce(config, self.directory)
             write_text(self.directory / "config.json", json.dumps(config, indent=2) + "\n")

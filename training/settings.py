@@ -116,10 +116,11 @@ def parse(settings, description, arguments=None):
     parser.add_argument(
         "--evaluate",
         metavar="PATH",
+        default=argparse.SUPPRESS,  # so that the help shows none
         help="train nothing; test the model of this run, or .keras file, on its data or on --data",
     )
     given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
-    path, data = given.pop("evaluate"), given.pop("data")
+    path, data = given.pop("evaluate", None), given.pop("data")
     if data is not None:
         given["data"] = data
     return settings(**given), (path, data) if path is not None else None
