@@ -54,7 +54,7 @@ class Run(NamedTuple):
     def directory(self):
         data, precision = Path(self.data).stem, self.settings["precision"]
         name = f"{self.row}-{self.seed}-{self.epochs}-{data}-{precision}-{code()}"
-        return self.folder / name.replace(", ", "_").replace(" %", "").replace(" ", "_")
+        return self.folder / name.replace(", ", "_").replace(" ", "_")
 
     @property
     def key(self):
@@ -218,10 +218,10 @@ def train(runs, at_once, results=RESULTS):
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__.replace("%", "%%"), formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     known = "; ".join(ROWS)
-    listed = f"default: all: {known}".replace("%", "%%")
+    listed = f"default: all: {known}"
     parser.add_argument("rows", nargs="*", metavar="ROW", default=[*ROWS], help=listed)
     parser.add_argument("--data", default="cifar10", help="as of main.py; default cifar10")
     parser.add_argument("--epochs", type=int, default=200, help="default 200")

@@ -88,7 +88,8 @@ def test_the_picture_of_the_study_shows_its_results(drawn):
     for shift, accuracy in ours:
         row = found[f"shift {shift:g}"]
         assert accuracy == make.mean_of(row.runs, make.accuracy)
-        assert set(relu[:, 1]) == {make.mean_of(row.plain, make.accuracy)}
+        paired = {seed: row.plain[seed] for seed in row.runs}
+        assert set(relu[:, 1]) == {make.mean_of(paired, make.accuracy)}
     for axes, measure in ((test, make.accuracy), (loss, make.loss)):
         means = [points.lines[0].get_xdata()[0] for points in axes.containers]
         differences = make.differences(found, measure)

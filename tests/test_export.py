@@ -78,7 +78,7 @@ def as_main_trains_it():
 @pytest.mark.parametrize(
     "made",
     [
-        pytest.param(resnet20, marks=once),
+        pytest.param(resnet20, marks=pytest.mark.slow),
         pytest.param(as_main_trains_it, marks=once),
         each_wave_and_shape,
     ],

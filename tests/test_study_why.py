@@ -19,6 +19,7 @@ def small_model(npz, dropout=0.0, **settings):
     return why.compiled(settings, data, dropout), data
 
 
+@once
 def test_the_gradients_are_those_that_training_uses(npz):
     model, data = small_model(npz)
     before = [v.numpy() for v in model.weights]

@@ -53,7 +53,7 @@ def require_same_training(said, one):
 
 @sharing
 @pytest.mark.parametrize(
-    "devices, flags", [pytest.param(2, [], marks=pytest.mark.slow), (4, ["--data-augmentation"])]
+    "devices, flags", [(2, ["--data-augmentation"]), pytest.param(4, [], marks=pytest.mark.slow)]
 )
 def test_devices_train_as_one_does(devices, flags, small):
     said = {}

@@ -38,7 +38,7 @@ CASES = [
         *(2, 11, "--data-augmentation --optimizer=sgd --schedule=cosine", signal.SIGTERM, 2),
         marks=once,
     ),
-    pytest.param(1, 8, FADING, signal.SIGTERM, 2, marks=once),
+    pytest.param(1, 8, FADING, signal.SIGTERM, 2, marks=slow),
     pytest.param(1, 8, FADING, signal.SIGTERM, 3, marks=once),
     pytest.param(1, 8, "--data-augmentation", signal.SIGTERM, 2, marks=slow),
     pytest.param(2, 11, "", signal.SIGINT, 2, marks=slow),
