@@ -162,12 +162,11 @@ def answer_table():
     """What several seeds say, in the columns that answer the question."""
     rows, lines = study(), []
     more, cost = differences(rows, accuracy), differences(rows, loss)
-    for row, (*_, runs, plain) in rows.items():
-        if len(runs) > 1 and plain:
-            paired = {seed: plain[seed] for seed in runs if seed in plain}
-            means = (f"{mean_of(x, accuracy):.4f}" for x in (runs, paired))
+    for row, found in rows.items():
+        if len(found.runs) > 1 and found.plain:
+            means = (f"{mean_of(x, accuracy):.4f}" for x in (found.runs, found.paired))
             versus = in_words(more.get(row)), in_words(cost.get(row), digits=3)
-            lines.append((row, *means, *versus, len(runs)))
+            lines.append((row, *means, *versus, len(found.runs)))
     header = ("row", "test accuracy", "relu's", "difference (Holm's p)", "training loss − relu's")
     return table((*header, "runs"), lines)
 
@@ -181,7 +180,7 @@ def plot_study(path):
     common = statistics.mode(x[:2] for x in shifts)  # epochs and maker: others would mislead
     shown = next(x for x in shifts if x[:2] == common)
     means = {row: mean_of(x.runs, accuracy) for row, x in found.items() if x[:2] == common}
-    means["relu"] = mean_of({seed: shown.plain[seed] for seed in shown.runs}, accuracy)
+    means["relu"] = mean_of(shown.paired, accuracy)
     curves = {"2018, 200 epochs": EARLIER, f"ours, {shown.epochs} epochs": means}
     for i, (label, accuracies) in enumerate(curves.items()):
         shifts = [shift for shift in SHIFTS if f"shift {shift:g}" in accuracies]

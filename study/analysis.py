@@ -66,6 +66,11 @@ class Row(NamedTuple):
     runs: dict
     plain: dict
 
+    @property
+    def paired(self):
+        """The runs of the plain row whose seeds this one has."""
+        return {seed: self.plain[seed] for seed in self.runs if seed in self.plain}
+
 
 def study():
     """{row: `Row`} of the rows that have been run: the longest runs, of these by the latest code.
