@@ -32,8 +32,6 @@ class Settings:
     wave: str = "floor"  # floor, round (slope alternates), or none (K → ∞, only gradients change)
     shape: str = "auto"  # sigmoid (relu's auto), gaussian (tanh's auto), none, bsilu, nelu, leaky
     gain: float | str = "peak"  # of gradients; peak: the largest slope becomes 1; 1: the paper's
-    fade: float = 0.0  # the acceleration fades to zero over this share of the epochs; 0: it stays
-    fade_steps: int = 10  # in so many steps; 1: it is switched off at the end of that share
 
     # The data.
     data: str = "cifar10"  # cifar10, cifar100, digits, or path of an .npz or official .tar.gz
@@ -94,18 +92,17 @@ def train(
     devices.require_shareable(settings, data)
     keras.utils.set_random_seed(settings.seed)
     with devices.parallel(), Run(settings, data) as run:
-        for first_epoch, end, strength in run.phases():  # one, unless the acceleration fades
-            model = build(settings, data, strength)
-            model.compile(
-                optimizer=optimizer(settings, model),
-                loss="sparse_categorical_crossentropy",
-                metrics=["accuracy"],
-                jit_compile=devices.jit_compile(),
-            )
-            run.begin(model, first_epoch)
-            model.fit(epochs=end, **run.fit(callbacks))
+        model = build(settings, data)
+        model.compile(
+            optimizer=optimizer(settings, model),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=devices.jit_compile(),
+        )
+        run.begin(model)
+        history = model.fit(epochs=settings.epochs, **run.fit(callbacks))
         run.report()
-    return run.history
+    return history
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

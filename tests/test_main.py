@@ -11,7 +11,6 @@ from backends import BACKEND, once
 from processes import ROOT, python
 from test_training_callbacks import scalars
 
-import gaaf
 import main
 import training.deep
 import training.model
@@ -45,9 +44,6 @@ def test_help_names_every_setting_and_needs_no_keras():
         (["--wave", "square"], "wave"),
         (["--shape", "triangle"], "shape"),
         (["--frequency", "0"], "frequency"),
-        (["--fade", "1.1"], "fade"),
-        (["--fade", "0.5", "--activation", "relu"], "fade"),
-        (["--fade-steps", "0"], "fade_steps"),
         (["--shift", "nan"], "shift"),
         (["--slope", "inf"], "slope"),
         (["--batch-size", "0"], "batch_size"),
@@ -171,26 +167,6 @@ def test_the_seed_decides_the_run(npz, tmp_path):
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
-@once
-def test_a_fading_network_trains_with_each_strength(npz, tmp_path, monkeypatch):
-    traced = []
-    call = gaaf.GAAF.call
-    monkeypatch.setattr(
-        gaaf.GAAF, "call", lambda self, x: traced.append(self.strength) or call(self, x)
-    )
-    settings = main.Settings(
-        depth=8, data=str(npz), epochs=4, fade=0.75, fade_steps=3, output_dir=str(tmp_path / "run")
-    )
-    history = main.train(settings)
-    model = history.model
-    assert history.epoch == [0, 1, 2, 3]
-    assert sorted(set(traced)) == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert model.layers[-1].get_layer("stem_act").activation.strength == 0
-    assert int(model.optimizer.iterations) == 1  # Adam began anew with the last of four steps
-    loaded = keras.models.load_model(tmp_path / "run" / "final.keras")
-    assert loaded.layers[-1].get_layer("stem_act").activation.strength == 0
-
-
 @pytest.mark.parametrize("augmentation", [False, True])
 @pytest.mark.parametrize("wins, precision", [(True, "float32"), (True, "x"), (False, "float32")])
 def test_a_run_says_how_it_trains(wins, precision, augmentation, run, monkeypatch, capsys):
@@ -208,21 +184,16 @@ def test_a_run_says_how_it_trains(wins, precision, augmentation, run, monkeypatc
 
 
 @once
-def test_a_callback_ends_all_phases(npz, tmp_path, monkeypatch):
-    """And each phase's network is told to the optimizer, and to what makes the graph smaller."""
-
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            self.model.stop_training = True
-
+def test_the_network_is_told_to_the_optimizer_and_to_what_makes_the_graph_smaller(
+    npz, tmp_path, monkeypatch
+):
     made, told = training.model.optimizer, []
     monkeypatch.setattr(
         training.model, "optimizer", lambda s, model: told.append(model) or made(s, model)
     )
     monkeypatch.setattr(training.deep, "shrink_graph", told.append)
-    settings = {"depth": 8, "data": str(npz), "epochs": 4, "optimizer": "adamw", "fade": 1.0}
-    settings = main.Settings(**settings, fade_steps=4, output_dir=str(tmp_path / "run"))
-    history = main.train(settings, callbacks=[Stop()])
+    settings = {"depth": 8, "data": str(npz), "epochs": 1, "optimizer": "adamw"}
+    history = main.train(main.Settings(**settings, output_dir=str(tmp_path / "run")))
     assert history.epoch == [0] and told == [history.model] * 2
 
 

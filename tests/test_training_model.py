@@ -17,7 +17,6 @@ from training.model import (
     learning_rate,
     learning_rate_at,
     optimizer,
-    phases,
     require_buildable,
 )
 
@@ -64,9 +63,9 @@ def test_the_network_has_the_activation_of_the_settings(version, resnet):
 def test_every_keras_activation_gets_gaaf():
     for name in ("elu", "silu", "hard_sigmoid", "leaky_relu", "softplus"):
         settings = main.Settings(activation=f"GAAF_{name}", shape="gaussian", slope=2.0)
-        activation = activation_of(settings, strength=0.5)
+        activation = activation_of(settings)
         assert activation.activation is getattr(keras.activations, name)
-        assert (activation.shape, activation.slope, activation.strength) == ("gaussian", 2.0, 0.5)
+        assert (activation.shape, activation.slope) == ("gaussian", 2.0)
         plain = activation_of(main.Settings(activation=name))
         assert plain is getattr(keras.activations, name)
 
@@ -246,33 +245,6 @@ def test_other_schedules():
     constant = main.Settings(schedule="constant", epochs=4, optimizer="sgd")
     assert [learning_rate_at(epoch, constant) for epoch in range(4)] == [0.1] * 4
     assert learning_rate(main.Settings(learning_rate=7)) == 7
-
-
-@pytest.mark.parametrize(
-    "fade, steps, strengths",
-    [
-        (0.0, 10, [1] * 10),
-        (0.3, 1, [1] * 3 + [0] * 7),
-        (0.4, 2, [1, 1, 0.5, 0.5] + [0] * 6),
-        (0.3, 10, [1, 0.7, 0.4] + [0] * 7),
-        (1.0, 10, [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]),
-    ],
-)
-def test_strength_fades_in_phases(fade, steps, strengths):
-    parts = list(phases(main.Settings(epochs=10, fade=fade, fade_steps=steps)))
-    of_each_epoch = [strength for first, end, strength in parts for _ in range(first, end)]
-    assert of_each_epoch == pytest.approx(strengths)
-    assert all(first < end for first, end, _ in parts)
-    assert [end for _, end, _ in parts[:-1]] == [first for first, _, _ in parts[1:]]
-
-
-def test_a_faded_network_is_the_plain_one():
-    keras.utils.set_random_seed(0)
-    faded = build(main.Settings(depth=8), IMAGES, strength=0.0)
-    keras.utils.set_random_seed(0)
-    plain = built(activation="relu")
-    np.testing.assert_array_equal(faded.predict(X, verbose=0), plain.predict(X, verbose=0))
-    assert isinstance(faded.layers[-1].get_layer("stem_act").activation, gaaf.GAAF)
 
 
 @pytest.mark.parametrize("gain", ["peak", 1.0, 0.7])

@@ -31,15 +31,13 @@ def at_step(monkeypatch, epoch, step, action):
 
 
 slow = pytest.mark.slow
-FADING = "--fade=1 --fade-steps=2 --optimizer=adamw"  # the strength changes after two epochs
 CASES = [
     (1, 8, "", signal.SIGINT, 2),
     pytest.param(
         *(2, 11, "--data-augmentation --optimizer=sgd --schedule=cosine", signal.SIGTERM, 2),
         marks=once,
     ),
-    pytest.param(1, 8, FADING, signal.SIGTERM, 2, marks=slow),
-    pytest.param(1, 8, FADING, signal.SIGTERM, 3, marks=once),
+    pytest.param(1, 8, "--optimizer=adamw", signal.SIGTERM, 3, marks=once),
     pytest.param(1, 8, "--data-augmentation", signal.SIGTERM, 2, marks=slow),
     pytest.param(2, 11, "", signal.SIGINT, 2, marks=slow),
 ]
@@ -73,6 +71,23 @@ def test_other_settings_are_refused_and_listed(run, capsys):
         assert part in message
     assert "depth" not in message and "--overwrite" in message
     assert contents(directory) == before
+
+
+def test_a_run_that_could_fade_is_gone_on_with_if_it_did_not(run, capsys):
+    directory, arguments = run
+    config = json.loads((directory / "config.json").read_text())
+    for fade, steps in ((0.0, 10), (0, 3), (0.5, 10)):
+        config["settings"] |= {"fade": fade, "fade_steps": steps}
+        (directory / "config.json").write_text(json.dumps(config))
+        if not fade:
+            main.main(arguments)
+            assert "Nothing to train" in capsys.readouterr().out
+    before = contents(directory)
+    for more in ([], ["--ignore-changes"]):
+        message = stops_with(2, [*arguments, "--epochs=3", *more], capsys)
+        assert "holds a run with fade 0.5, not 0.0; choose another directory" in message
+    assert contents(directory) == before
+    main.main([*arguments, "--epochs=1", "--overwrite"])
 
 
 def test_a_foreign_config_is_refused(run, capsys):

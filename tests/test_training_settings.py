@@ -26,8 +26,6 @@ def test_every_setting_is_a_flag(npz):
         wave="none",
         shape="gaussian",
         gain=0.5,
-        fade=0.5,
-        fade_steps=2,
         data="digits",
         data_augmentation=True,
         subtract_pixel_mean=False,

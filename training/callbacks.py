@@ -41,23 +41,11 @@ def require_compatible(settings, callbacks):
             "received BackupAndRestore"
         )
     plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
-    if plateau and settings.fade:
-        raise Mistake(
-            "fade: allowed with ReduceLROnPlateau is 0, as each step of it begins with the first "
-            f"rate again; received {settings.fade}"
-        )
     if plateau and settings.schedule != "constant":
         raise Mistake(
             "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in "
             f"every epoch; received {settings.schedule!r}"
         )
-
-
-class WholeHistory(keras.callbacks.History):
-    """The history of several fits in a row."""
-
-    def on_train_begin(self, logs=None):
-        self.epoch = getattr(self, "epoch", [])
 
 
 class LearningRate(keras.callbacks.LearningRateScheduler):
@@ -80,8 +68,6 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, epochs):
         super().__init__()
         self.epochs, self.started = epochs, None
-
-    def on_train_begin(self, logs=None):
         self.compiling_since = None  # and 0 when it is done
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -18,6 +18,8 @@ from training.files import FILES, FOLDERS
 HOUSE = Path(__file__).resolve().parent.parent
 # Settings that change no weight, or that let the run only go on for longer.
 FREE = ("data", "output_dir", "overwrite", "ignore_changes", "gradient_histograms", "epochs")
+# Settings that earlier versions had, with the only value of each that trains as this one does.
+GONE = {"fade": 0.0}
 
 
 def directory_of(settings):
@@ -61,7 +63,7 @@ def require_same_run(settings, **known):
     now = identity_of(settings, **known)
     try:
         before = json.loads(config.read_text(encoding="utf-8"))
-        defaults = dataclasses.asdict(type(settings)())
+        defaults = GONE | dataclasses.asdict(type(settings)())
         before["settings"] = defaults | before["settings"]  # it may be older than some setting
         differing, changed = _differing_settings(before, now), _changed(before, now)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -106,7 +108,7 @@ def _require_unused(directory):
 
 def _differing_settings(before, now):
     other_data = "data" in now and before.get("data") != now["data"]
-    before, now = before["settings"], now["settings"]
+    before, now = before["settings"], GONE | now["settings"]
     names = [name for name in now if name not in FREE and before[name] != now[name]]
     if now["epochs"] < before["epochs"]:
         names.append("epochs")

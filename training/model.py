@@ -31,7 +31,7 @@ def require_buildable(settings):
         )
 
 
-def activation_of(settings, strength=1.0):
+def activation_of(settings):
     """The activation that the settings name; any Keras activation gets GAAF by GAAF_ before it."""
     name = settings.activation.removeprefix("GAAF_")
     known = [x for x in dir(keras.activations) if x.islower() and not x.startswith("_")]
@@ -53,7 +53,6 @@ def activation_of(settings, strength=1.0):
         frequency=settings.frequency,
         wave=None if settings.wave == "none" else settings.wave,
         shape=None if settings.shape == "none" else settings.shape,
-        strength=strength,
         gain=settings.gain,
     )
 
@@ -64,13 +63,12 @@ def steepest(settings):
     return float(keras.ops.max(gaaf.gradient(activation_of(settings), x)))
 
 
-def build(settings, data, strength=1.0):
+def build(settings, data):
     """Returns the model to train and to save: it takes raw images, and normalises them itself.
 
     Args:
         settings: The settings of main.py.
         data: `training.data.Data`; its shape of images and number of classes are the model's.
-        strength: Of GAAF. Default 1.0.
 
     Returns:
         `keras.Model` from uint8 images to class probabilities, not compiled.
@@ -82,7 +80,7 @@ def build(settings, data, strength=1.0):
             data.image_shape,
             settings.depth,
             data.num_classes,
-            activation_of(settings, strength),
+            activation_of(settings),
             weight_decay=0 if settings.optimizer == "adamw" else l2,
         )
         model = keras.Sequential(
@@ -152,18 +150,6 @@ def learning_rate_at(epoch, settings):
             if epoch * 200 >= mark * settings.epochs:
                 return rate * factor
     return rate
-
-
-def phases(settings):
-    """Yields (first epoch, its end, strength of GAAF): from 1 down to 0 where it is to fade."""
-    first, end = 0, round(settings.fade * settings.epochs, 9)  # 0.07 · 100 is more than 7
-    for step in range(settings.fade_steps if end else 0):
-        last = min(math.ceil(round(end * (step + 1) / settings.fade_steps, 9)), settings.epochs)
-        if last > first:
-            yield first, last, 1 - step / settings.fade_steps
-            first = last
-    if first < settings.epochs:
-        yield first, settings.epochs, 0.0 if end else 1.0
 
 
 def activations_of(network):

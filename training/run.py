@@ -5,11 +5,11 @@ import json
 import sys
 
 from training import deep, devices, report
-from training.callbacks import StopOnSignal, WholeHistory, callbacks_of
+from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_text
 from training.identity import directory_of, require_same_run
-from training.model import make_variables, phases
+from training.model import make_variables
 
 
 class Run(contextlib.ExitStack):
@@ -26,52 +26,30 @@ class Run(contextlib.ExitStack):
         self.directory = directory_of(settings)
         self.checkpoints = Checkpoints(self.directory)
         self.leads = devices.process()[0] == 0
-        self.history = WholeHistory()
-        self.model = None
 
     def __enter__(self):
         if self.leads:
             self.enter_context(locked(self.directory))
         self.signals = self.enter_context(StopOnSignal())
         self.rows = [] if self.settings.overwrite else self.checkpoints.history()
-        self.done = self.before = len(self.rows)  # epochs
+        self.done = len(self.rows)  # epochs
         self.callbacks = callbacks_of(
             self.settings, self.data, self.directory, self.rows, self.leads
         )
         return self
 
-    def phases(self):
-        """Yields what is left to train: (first epoch, its end, strength of GAAF)."""
-        for first, end, strength in phases(self.settings):
-            if self.done < end or end == self.settings.epochs:
-                yield first, end, strength
-                self.done = end
-            if self.model and self.model.stop_training:
-                return
-
-    def begin(self, model, first_epoch):
-        """Puts the state that a phase begins with into a compiled model.
-
-        The optimizer begins anew where the acceleration changes, as gradients may be 1e5 times
-        smaller from then on: Adam, remembering their squares, would hardly move for many epochs.
-        """
+    def begin(self, model):
+        """Puts the state that the run goes on from into a compiled model, and says so."""
         make_variables(model)
         deep.shrink_graph(model)
-        if self.model:
-            model.set_weights(self.model.get_weights())
-        else:
-            self._restore_and_announce(model, first_epoch)
-        self.model = model
-
-    def _restore_and_announce(self, model, first_epoch):
         optimizer = model.optimizer
         changed = require_same_run(self.settings, data=self.data, optimizer=optimizer)
         config = report.describe(self.settings, model, self.data)  # as the optimizer begins
         if self.done:
-            anew = [v.numpy() for v in optimizer.variables]
+            initial = [v.numpy() for v in optimizer.variables]
             self.checkpoints.restore(model, self.done)
-            if self.done == first_epoch or "the optimizer" in changed:
-                for variable, value in zip(optimizer.variables, anew, strict=True):
+            if "the optimizer" in changed:
+                for variable, value in zip(optimizer.variables, initial, strict=True):
                     variable.assign(value)
         if self.leads:
             if self.settings.overwrite:
@@ -88,11 +66,11 @@ class Run(contextlib.ExitStack):
         shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
         return {
             **devices.feed(self.settings, self.data, self.done),
-            "callbacks": [self.signals, *first, *callbacks, *last, self.history],
+            "callbacks": [self.signals, *first, *callbacks, *last],
             "verbose": shown if self.leads else 0,
         }
 
     def report(self):
         """Says what came out."""
         if self.leads:
-            report.summarise(self.settings, self.directory, self.rows, len(self.rows) - self.before)
+            report.summarise(self.settings, self.directory, self.rows, len(self.rows) - self.done)

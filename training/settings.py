@@ -25,8 +25,6 @@ LIMITS = {
     "slope": (-1e30, 1e30),
     "frequency": (1e-30, 1e30),
     "gain": (1e-30, 1e30),
-    "fade": (0, 1),
-    "fade_steps": (1, 1000),
     "batch_size": (1, 10**6),
     "epochs": (1, 10**6),
     "learning_rate": (1e-30, 1e30),
@@ -46,11 +44,6 @@ def check(settings):
             _require_allowed(name, kinds[0], value)
         if type(value) is int and float in kinds:
             whole[name] = float(value)  # as from the command line: the same run
-    if settings.fade and not settings.activation.startswith("GAAF_"):
-        raise Mistake(
-            f"fade: allowed with {settings.activation} is 0, as it has no acceleration; "
-            f"received {settings.fade}"
-        )
     if not settings.output_dir:
         raise Mistake("output_dir: allowed is 'auto' or a path; received ''")
     whole["data"] = require_source(settings.data)

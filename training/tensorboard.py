@@ -24,8 +24,6 @@ class TensorBoard(keras.callbacks.Callback):
         self.folder, self.rows, self.writer = folder, rows, None
 
     def on_train_begin(self, logs=None):
-        if self.writer:  # an earlier phase of the same run has made it
-            return
         for path in self.folder.glob("events*"):
             path.unlink()
         for row in self.rows:
