@@ -22,10 +22,11 @@ from typing import NamedTuple
 
 import filelock
 
+from main import Settings
 from study.analysis import RESULTS, key_of, same_code
 from study.rows import ROWS
 from training.files import read_csv, read_history, write_csv
-from training.identity import sources
+from training.identity import identity_of
 from training.settings import CHOICES
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +122,7 @@ def digest_of(sources):
 @functools.cache  # of the code that this process began with
 def code():
     """The digest of the code that would train now."""
-    return digest_of(sources(ROOT / "main.py"))
+    return digest_of(identity_of(Settings())["sources"])
 
 
 def _with_keras(call):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from backends import once
-from processes import copy_of_main, edit, python
+from processes import ROOT, copy_of_main, edit, python
 
 import main
 from training import Mistake, identity
@@ -129,31 +129,9 @@ else: print(f"{1:{2}}", f"a{'b'}c" 'd' f'{e}', "", 10**30, 1e400, not b"", x @ y
 
 
 def test_the_sources_are_those_of_the_repository():
-    names = set(identity.sources_of(main.Settings))
-    assert {"main.py", "gaaf.py", "resnet_v1.py", "resnet_v2.py"} <= names
-    parts = {path.relative_to(identity.HOUSE) for path in identity.HOUSE.glob("training/*.py")}
-    assert {path.as_posix() for path in parts} == {x for x in names if x.startswith("training/")}
-    assert not any(name.startswith(("tests", "study", "docs")) for name in names)
-
-
-def test_the_sources_are_all_that_a_script_imports_from_beside_itself(tmp_path):
-    files = {
-        "main.py": "\ufeffimport json, numpy, mine.deep.inner\ndef f():\n    from own import g",
-        "own.py": "import main  # in a circle",
-        "mine/__init__.py": "from .near import *",
-        "mine/near.py": "",
-        "mine/deep/__init__.py": "",
-        "mine/deep/inner.py": "from . import beside\nfrom ..above import x",
-        "mine/deep/beside.py": "",
-        "mine/above.py": "import other",
-        "mine/other.py": "",  # which nobody imports: the one above is at the top
-        "unused.py": "",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    found = identity.sources(tmp_path / "main.py")
-    assert set(found) == set(files) - {"mine/other.py", "unused.py"}
+    networks = {"main.py", "gaaf.py", "resnet_v1.py", "resnet_v2.py"}
+    parts = {f"training/{path.name}" for path in (ROOT / "training").glob("*.py")}
+    assert set(identity.sources_of(main.Settings)) == networks | parts
 
 
 def settings_in_a_module(monkeypatch, name, file, code):
@@ -181,16 +159,19 @@ def test_settings_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "house").mkdir()
     mine = settings_in_a_module(monkeypatch, "mine", tmp_path / "house" / "mine.py", MINE)
     sources = identity.sources_of(mine)
-    assert {"main.py", "training/model.py", "house/mine.py"} <= set(sources)
+    assert set(sources) == {*identity.sources_of(main.Settings), "house/mine.py"}
     assert comments_of(mine) == comments_of(main.Settings) | {"smoothing": "of the labels"}
     assert check(mine()).depth == 8
     other = mine(smoothing=0.2)
     assert identity.directory_of(mine()) != identity.directory_of(other)
-    # What it imports from elsewhere is not beside it.
-    far = "from ..far import x\n" + MINE
-    (tmp_path / "far.py").write_text("x = 1\n")
-    (tmp_path / "house" / "mine.py").write_text(far)
-    assert set(identity.sources_of(mine)) == set(sources)
+    # An edit of that script is noticed, and that it is no longer there does no harm.
+    (tmp_path / "house" / "mine.py").write_text(MINE + "# a comment\n")
+    assert identity.sources_of(mine) == sources
+    (tmp_path / "house" / "mine.py").write_text(MINE + "x = 1\n")
+    edited = identity.sources_of(mine)
+    assert {name for name in edited if edited[name] != sources[name]} == {"house/mine.py"}
+    (tmp_path / "house" / "mine.py").unlink()
+    assert identity.sources_of(mine) == identity.sources_of(main.Settings)
     # In a notebook, a class has no file.
     cell = settings_in_a_module(monkeypatch, "cell", None, MINE)
     assert identity.sources_of(cell) == identity.sources_of(main.Settings)
@@ -292,12 +273,6 @@ def test_a_run_of_before_a_setting_existed_is_gone_on_with(directory):
 def test_edits_of_the_code_are_noticed(npz, tmp_path):
     """In a copy of the repository, as a user would edit it."""
     copy = copy_of_main(tmp_path / "copy")
-    (copy / "my_act.py").write_text("def act(x):\n    return x\n")
-    edit(
-        copy / "main.py",
-        "from training import console",
-        "import my_act\nfrom training import console",
-    )
     flags = [f"--data={npz}", "--activation=relu", "--output-dir=run", "--batch-size=64"]
 
     def train(*more):
@@ -305,12 +280,10 @@ def test_edits_of_the_code_are_noticed(npz, tmp_path):
 
     done = train("--depth=8", "--epochs=1")
     assert done.returncode == 0, done.stderr
-    config = json.loads((copy / "run" / "config.json").read_text())
-    assert {"main.py", "my_act.py", "training/model.py"} <= set(config["sources"])
 
     for name, before, after in (
         ("training/model.py", "keras.optimizers.Adam(rate)", "keras.optimizers.SGD(rate)"),
-        ("my_act.py", "return x", "return 2 * x"),
+        ("resnet_v1.py", "import keras\n", "import keras\n\nCHANGED = True\n"),
         ("main.py", 'metrics=["accuracy"]', 'metrics=["accuracy", "mse"]'),
     ):
         edit(copy / name, before, after)
@@ -322,7 +295,7 @@ def test_edits_of_the_code_are_noticed(npz, tmp_path):
         assert "--output-dir" in message and "--ignore-changes" in message
         edit(copy / name, after, before)
 
-    edit(copy / "main.py", "import my_act\n", "import my_act  # mine\n\n\n")
+    edit(copy / "main.py", "import dataclasses\n", "import dataclasses  # mine\n\n\n")
     edit(copy / "main.py", "  # layers; version 1", "  # how many; version 1")
     edit(copy / "main.py", "depth: int = 20", "depth: int = 8")
     edit(copy / "main.py", "epochs: int = 200  # passes", "epochs: int = 2  # my passes")

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import textwrap
 
 from training import Mistake, reason
@@ -54,27 +53,21 @@ def leave(code):
 
 
 def start_keras():
-    """Imports Keras. On a terminal, what TensorFlow has to say meanwhile is held back.
-
-    Unless TF_CPP_MIN_LOG_LEVEL is in the environment: with 0, all is shown.
-    """
-    shown = "TF_CPP_MIN_LOG_LEVEL" in os.environ or not sys.stderr.isatty()
+    """Imports Keras."""
     prepare_environment()
-    with contextlib.nullcontext() if shown else _held_back():
-        try:
-            import keras
-        except (ImportError, ValueError) as error:
-            raise Mistake(
-                "KERAS_BACKEND: allowed is tensorflow, jax or torch, if it is installed; received "
-                f"{os.environ.get('KERAS_BACKEND', 'that of keras.json')!r}: {reason(error)}"
-            ) from error
-        if keras.backend.backend() == "tensorflow":  # which looks for devices now, and says so
-            keras.distribution.list_devices()
-        elif _is_program and "tensorflow" not in sys.modules:
-            # Keras would import it to seed and to save, which takes seconds. It looks once: now.
-            sys.modules["tensorflow"] = None  # which Python takes for a module that is not there
-            keras.utils.set_random_seed(0)
-            del sys.modules["tensorflow"]
+    try:
+        import keras
+    except (ImportError, ValueError) as error:
+        raise Mistake(
+            "KERAS_BACKEND: allowed is tensorflow, jax or torch, if it is installed; received "
+            f"{os.environ.get('KERAS_BACKEND', 'that of keras.json')!r}: {reason(error)}"
+        ) from error
+    backend = keras.backend.backend()
+    if backend != "tensorflow" and _is_program and "tensorflow" not in sys.modules:
+        # Keras would import it to seed and to save, which takes seconds. It looks once: now.
+        sys.modules["tensorflow"] = None  # which Python takes for a module that is not there
+        keras.utils.set_random_seed(0)
+        del sys.modules["tensorflow"]
 
 
 def prepare_environment():
@@ -83,21 +76,3 @@ def prepare_environment():
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
         # A quarter off the time of the activations on an AVX-512 CPU.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
-
-
-@contextlib.contextmanager
-def _held_back():
-    """Holds back what is written to stderr, by libraries too, and shows it after an exception."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)

@@ -146,45 +146,20 @@ def config_of(optimizer):
 
 
 def sources_of(settings):
-    """{path: digest} of main.py, and of what a class of settings of the user's own is beside."""
-    found = sources(HOUSE / "main.py")
+    """{path: digest} of the code that trains, and of the user's script that has its settings."""
+    names = ("main.py", "gaaf.py", "resnet_v1.py", "resnet_v2.py")
+    paths = [*(HOUSE / name for name in names), *sorted(HOUSE.glob("training/*.py"))]
+    sources = {path.relative_to(HOUSE).as_posix(): digest_of_file(path) for path in paths}
     with contextlib.suppress(TypeError, OSError):  # where it has no file, as in a notebook
         script = Path(inspect.getfile(settings)).resolve()
-        if script.parent != HOUSE:
-            found |= {f"{script.parent.name}/{k}": v for k, v in sources(script).items()}
-    return found
+        if script not in paths:
+            sources[f"{script.parent.name}/{script.name}"] = digest_of_file(script)
+    return sources
 
 
-def sources(script):
-    """{path: digest} of a script and of what it imports from beside itself, at any remove."""
-    root, todo, found = script.parent, [script], {}
-    while todo:
-        path = todo.pop()
-        if not path.is_relative_to(root):
-            continue
-        name = path.relative_to(root).as_posix()
-        if name not in found and path.is_file():
-            tree = ast.parse(path.read_bytes())
-            todo += _imported(tree, root, path.parent)
-            found[name] = digest_of_code(tree)
-    return dict(sorted(found.items()))
-
-
-def _imported(tree, root, folder):
-    """Yields the files, if they exist, that a module in `folder` imports from beside `root`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            base, names = root, [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = folder.joinpath(*[".."] * (node.level - 1)).resolve() if node.level else root
-            names = [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
-        else:
-            continue
-        for name in names:
-            path = base
-            for part in name.split("."):
-                path /= part
-                yield from (path.with_suffix(".py"), path / "__init__.py")
+def digest_of_file(path):
+    """A digest of the code in a file."""
+    return digest_of_code(ast.parse(path.read_bytes()))
 
 
 def digest_of_code(tree):
