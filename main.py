@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from training import console
-from training.endings import ending_of
 from training.identity import require_same_run
 from training.settings import check, parse
 
@@ -70,8 +69,8 @@ def train(
     Raises:
         training.Mistake: a ValueError; if a setting or the data is wrong, or another process trains
             in the directory. Nothing has been written then.
-        training.endings.NotFinite: if the loss becomes NaN or infinite.
-        training.endings.Interrupted: after Ctrl-C or SIGTERM.
+        training.console.NotFinite: if the loss becomes NaN or infinite.
+        training.console.Interrupted: after Ctrl-C or SIGTERM.
         training.files.CannotWrite: an OSError; if a file cannot be written.
     """
     settings = check(settings)
@@ -120,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train(settings)
         return
     except (Exception, KeyboardInterrupt) as error:
-        ending = ending_of(error, settings)
+        ending = console.ending_of(error, settings)
         if ending is None:
             raise
     console.stop(*ending)

@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 import main  # noqa: E402
 from study.experiments import in_words  # noqa: E402
 from study.why import compiled  # noqa: E402
-from training import devices, normalization, report  # noqa: E402
+from training import devices, report, tensorflow_cpu  # noqa: E402
 from training.data import Data  # noqa: E402
 from training.files import read_csv, write_csv  # noqa: E402
 from training.settings import CHOICES  # noqa: E402
@@ -62,13 +62,13 @@ def noise(n):
 
 def network_of(name, precision, data):
     """The compiled model of a row."""
-    speed_up = normalization.speed_up
+    speed_up = tensorflow_cpu.speed_up_normalization
     if name == KERAS_OWN:
-        normalization.speed_up = lambda network: None
+        tensorflow_cpu.speed_up_normalization = lambda network: None
     try:
         return compiled(main.Settings(precision=precision, **ROWS[name][0]), data)
     finally:
-        normalization.speed_up = speed_up
+        tensorflow_cpu.speed_up_normalization = speed_up
 
 
 def in_turn(functions, calls):

@@ -15,7 +15,6 @@ import keras  # noqa: E402
 
 import main  # noqa: E402
 from training import Mistake, console  # noqa: E402
-from training.endings import ending_of  # noqa: E402
 from training.settings import parse  # noqa: E402
 
 if keras.backend.backend() == "tensorflow":
@@ -40,4 +39,4 @@ settings, _ = parse(main.Settings, main.__doc__, sys.argv[2:])
 try:
     main.train(settings, callbacks=[Losses()])
 except Mistake as mistake:
-    console.stop(*ending_of(mistake, settings))
+    console.stop(*console.ending_of(mistake, settings))

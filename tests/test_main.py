@@ -12,8 +12,8 @@ from processes import ROOT, python
 from test_training_callbacks import scalars
 
 import main
-import training.deep
 import training.model
+import training.tensorflow_cpu
 from training import devices, report
 from training.callbacks import LearningRate
 from training.data import load
@@ -191,7 +191,7 @@ def test_the_network_is_told_to_the_optimizer_and_to_what_makes_the_graph_smalle
     monkeypatch.setattr(
         training.model, "optimizer", lambda s, model: told.append(model) or made(s, model)
     )
-    monkeypatch.setattr(training.deep, "shrink_graph", told.append)
+    monkeypatch.setattr(training.tensorflow_cpu, "shrink_graph", told.append)
     settings = {"depth": 8, "data": str(npz), "epochs": 1, "optimizer": "adamw"}
     history = main.train(main.Settings(**settings, output_dir=str(tmp_path / "run")))
     assert history.epoch == [0] and told == [history.model] * 2

@@ -9,7 +9,7 @@ from backends import once
 
 import main
 from training import Mistake, callbacks
-from training.endings import Interrupted, NotFinite, cause
+from training.console import Interrupted, NotFinite
 from training.tensorboard import TensorBoard
 
 
@@ -63,32 +63,6 @@ def test_a_loss_that_is_not_finite_is_told_with_its_place(loss):
     stop.on_epoch_end(4, {"loss": 1.0, "val_loss": 1e30})
     with pytest.raises(NotFinite, match=r"the test loss became .* after epoch 5"):
         stop.on_epoch_end(4, {"loss": 1.0, "val_loss": loss})
-
-
-STEEP = "the slope of GAAF, up to {} with gain 1, enlarges gradients"
-
-
-@pytest.mark.parametrize(
-    "settings, slope, rate",
-    [
-        ({"activation": "relu"}, None, 0.001),
-        ({"activation": "relu", "gain": 1.0, "learning_rate": 7.0}, None, 7),
-        ({}, None, 0.001),  # the gain is "peak"
-        ({"gain": 0.5}, None, 0.001),  # which is that of the peak
-        ({"gain": 1.0}, 2.0, 0.001),
-        ({"gain": 1.0, "optimizer": "sgd"}, 2.0, 0.1),
-        ({"gain": 1.0, "activation": "GAAF_tanh"}, 2.0, 0.001),
-        ({"gain": 1.0, "shape": "leaky", "wave": "none"}, None, 0.001),
-    ],
-)
-def test_the_likely_causes_are_told_with_the_ways_out(settings, slope, rate):
-    words = cause(main.Settings(**settings))
-    assert words.endswith(f"the learning rate, {rate}, is too high")
-    plain = settings.get("activation", "GAAF_relu").removeprefix("GAAF_")
-    way_out = f"take --gain peak, a smaller --depth or --activation {plain}, or the learning rate"
-    assert (way_out in words) == (slope is not None)
-    if slope:
-        assert words.startswith(f"most likely {STEEP.format(slope)}")
 
 
 def test_the_time_that_is_left_is_that_of_the_whole_run(monkeypatch, capsys):

@@ -11,9 +11,10 @@ import pytest
 from backends import once
 from processes import ROOT, on_a_terminal, python
 
+import main
 from resnet_v1 import resnet_v1
 from training import console
-from training.console import own_process  # which the tests replace
+from training.console import cause, own_process  # which the tests replace
 
 unix = pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudoterminals")
 
@@ -56,6 +57,32 @@ def test_what_an_encoding_lacks_is_replaced(encoding, monkeypatch):
     done = python(str(ROOT / "main.py"), "--help", PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search("\\(K [→?] [∞?], only gradients change\\)", " ".join(done.stdout.split()))
+
+
+STEEP = "the slope of GAAF, up to {} with gain 1, enlarges gradients"
+
+
+@pytest.mark.parametrize(
+    "settings, slope, rate",
+    [
+        ({"activation": "relu"}, None, 0.001),
+        ({"activation": "relu", "gain": 1.0, "learning_rate": 7.0}, None, 7),
+        ({}, None, 0.001),  # the gain is "peak"
+        ({"gain": 0.5}, None, 0.001),  # which is that of the peak
+        ({"gain": 1.0}, 2.0, 0.001),
+        ({"gain": 1.0, "optimizer": "sgd"}, 2.0, 0.1),
+        ({"gain": 1.0, "activation": "GAAF_tanh"}, 2.0, 0.001),
+        ({"gain": 1.0, "shape": "leaky", "wave": "none"}, None, 0.001),
+    ],
+)
+def test_the_likely_causes_are_told_with_the_ways_out(settings, slope, rate):
+    words = cause(main.Settings(**settings))
+    assert words.endswith(f"the learning rate, {rate}, is too high")
+    plain = settings.get("activation", "GAAF_relu").removeprefix("GAAF_")
+    way_out = f"take --gain peak, a smaller --depth or --activation {plain}, or the learning rate"
+    assert (way_out in words) == (slope is not None)
+    if slope:
+        assert words.startswith(f"most likely {STEEP.format(slope)}")
 
 
 def small_run(npz, **settings):

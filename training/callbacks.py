@@ -12,7 +12,7 @@ import keras
 
 from training import Mistake
 from training.checkpoints import Checkpoints, best_of
-from training.endings import Interrupted, NotFinite
+from training.console import Interrupted, NotFinite
 from training.files import plot_curves, replace_file, write_csv
 from training.model import learning_rate_at
 from training.tensorboard import GradientHistograms, TensorBoard

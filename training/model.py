@@ -9,7 +9,7 @@ import keras
 import gaaf
 from resnet_v1 import block_and_count, resnet_v1
 from resnet_v2 import resnet_v2
-from training import Mistake, normalization
+from training import Mistake, tensorflow_cpu
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
 RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
@@ -91,7 +91,7 @@ def build(settings, data):
             ],
             name=f"{network.name}_of_raw_images",
         )
-    normalization.speed_up(network)
+    tensorflow_cpu.speed_up_normalization(network)
     return model
 
 

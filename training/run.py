@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 
-from training import deep, devices, report
+from training import devices, report, tensorflow_cpu
 from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_text
@@ -41,7 +41,7 @@ class Run(contextlib.ExitStack):
     def begin(self, model):
         """Puts the state that the run goes on from into a compiled model, and says so."""
         make_variables(model)
-        deep.shrink_graph(model)
+        tensorflow_cpu.shrink_graph(model)
         optimizer = model.optimizer
         changed = require_same_run(self.settings, data=self.data, optimizer=optimizer)
         config = report.describe(self.settings, model, self.data)  # as the optimizer begins

@@ -1,4 +1,4 @@
-"""The faster way to normalise computes what plain Keras computes."""
+"""What TensorFlow computes in another way on a CPU is what plain Keras computes."""
 
 import keras
 import numpy as np
@@ -6,10 +6,11 @@ import pytest
 from backends import BACKEND, once
 
 import main
-from training import devices, normalization
+from training import devices, tensorflow_cpu
 from training.data import Data
 from training.model import build, make_variables, optimizer
 
+tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow alone does it")
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (48, 32, 32, 3), dtype="uint8")
 Y = (np.arange(48) % 10).astype("int32")
@@ -21,7 +22,7 @@ def model_of(fast, monkeypatch, **settings):
     settings = main.Settings(**{"depth": 8, "activation": "GAAF_relu", **settings})
     with monkeypatch.context() as patch:
         if not fast:
-            patch.setattr(normalization, "speed_up", lambda network: None)
+            patch.setattr(tensorflow_cpu, "speed_up_normalization", lambda network: None)
         model = build(settings, Data(X, Y, X, Y))
     model.compile(
         optimizer(settings, model),
@@ -64,7 +65,7 @@ def test_training_is_that_of_plain_keras(version, depth, monkeypatch):
             np.testing.assert_allclose(x.numpy(), y.numpy(), rtol=tolerance, atol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's operation")
+@tensorflow
 def test_the_operation_is_used_where_it_does_what_keras_does(monkeypatch):
     def calls(model):
         return {getattr(x.call, "__func__", x.call).__name__ for x in normalizations(model)}
@@ -73,7 +74,7 @@ def test_the_operation_is_used_where_it_does_what_keras_does(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(devices, "count", lambda: 2)
         assert calls(model_of(True, patch)) == {"_over_all_devices"}
-    fused = normalization._fused
+    fused = tensorflow_cpu._fused
 
     def different(layer, inputs, training=None, mask=None):
         return fused(layer, inputs, training) * 1.01
@@ -83,11 +84,11 @@ def test_the_operation_is_used_where_it_does_what_keras_does(monkeypatch):
 
     for other in (different, failing):
         with monkeypatch.context() as patch:
-            patch.setattr(normalization, "_fused", other)
+            patch.setattr(tensorflow_cpu, "_fused", other)
             assert calls(model_of(True, patch)) == {"call"}
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's functions")
+@tensorflow
 def test_the_step_is_traced_once(monkeypatch):
     """Also with a last batch that is smaller, and with the tests after each epoch."""
     model = model_of(True, monkeypatch, batch_size=20)
@@ -130,3 +131,82 @@ def test_a_saved_or_copied_model_is_plain_keras(monkeypatch, tmp_path):
         for layer in normalizations(copy):
             assert type(layer).call is keras.layers.BatchNormalization.call
             assert "call" not in vars(layer) and not layer.synchronized
+
+
+SETTINGS = main.Settings(depth=8, batch_size=16)
+
+
+def trained(small_graph, monkeypatch, optimizer="adam", **compiled):
+    monkeypatch.setattr(tensorflow_cpu, "LAYERS", 0 if small_graph else 1000)
+    keras.utils.set_random_seed(0)
+    model = build(SETTINGS, Data(X, Y, X, Y))
+    model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False, **compiled)
+    make_variables(model)
+    tensorflow_cpu.shrink_graph(model)
+    given = devices.feed(SETTINGS, Data(X, Y, X, Y))
+    return model, model.fit(**given, epochs=2, verbose=0).history["loss"]
+
+
+@tensorflow
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_smaller_graph_trains_as_that_of_keras(optimizer, monkeypatch):
+    small, losses = trained(True, monkeypatch, optimizer)
+    _, expected = trained(False, monkeypatch, optimizer)
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    assert int(small.optimizer.iterations) == 6
+    assert small.train_function.python_function.__module__ == tensorflow_cpu.__name__
+    own = optimizer == "sgd"  # of which there is one operation in Keras' step already
+    assert (small.optimizer.update_step.__func__.__module__ == tensorflow_cpu.__name__) != own
+
+
+@tensorflow
+def test_an_adam_with_another_formula_is_left_to_keras(monkeypatch):
+    model, _ = trained(True, monkeypatch, keras.optimizers.Adam(amsgrad=True))
+    assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
+
+
+@tensorflow
+def test_run_eagerly_is_left_alone(monkeypatch):
+    model, _ = trained(True, monkeypatch, run_eagerly=True)
+    assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
+
+
+@tensorflow
+def test_networks_that_are_not_deep_are_left_alone(monkeypatch):
+    import tensorflow as tf
+
+    trained(True, monkeypatch)  # its graph is not optimised, but the next one is again
+    assert tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
+    model, _ = trained(False, monkeypatch)
+    assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
+    assert not tf.config.optimizer.get_experimental_options()["disable_meta_optimizer"]
+
+
+@tensorflow
+def test_what_keras_no_longer_does_is_left_to_keras(monkeypatch):
+    assert tensorflow_cpu._steps_as_keras(tensorflow_cpu._adam_step)
+
+    def twice(optimizer, variables):
+        step = tensorflow_cpu._adam_step(optimizer, variables)
+        return lambda gradient, variable, rate: step(gradient, variable, 2 * rate)
+
+    def fails(optimizer, variables):
+        raise AttributeError("as if Keras had renamed it")
+
+    for other in (twice, fails):
+        assert not tensorflow_cpu._steps_as_keras(other)
+        monkeypatch.setattr(tensorflow_cpu, "_adam_step", other)
+        model, losses = trained(True, monkeypatch)
+        assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
+        assert np.isfinite(losses).all()
+
+
+@tensorflow
+def test_the_model_is_saved_as_plain_keras(monkeypatch, tmp_path):
+    model, _ = trained(True, monkeypatch)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is keras.optimizers.Adam
+    before = [v.numpy() for v in model.optimizer.variables]
+    for saved, value in zip(loaded.optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(saved.numpy(), value)
