@@ -26,7 +26,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -38,9 +38,64 @@ Activation = str | dict | Callable[[Tensor], Tensor]  # what `get` takes
 
 _BACKEND = keras.backend.backend()
 _library = importlib.import_module(_BACKEND)  # tensorflow, jax or torch, which Keras has imported
-# What shape "auto" stands for. These are also the activations that `to_gaaf` replaces.
-_SHAPE_OF = {relu: "sigmoid", relu6: "sigmoid", tanh: "gaussian"}
-# φ′ of each φ that GAAF computes in one go with g and s. To any other φ it adds that of φ = 0.
+
+
+class _Formula(NamedTuple):
+    """φ_new and its gradient, of a tensor x of float32 or float64."""
+
+    phi: Callable  # φ, a key of `_PHI_SLOPE`
+    K: float
+    wave: str | None
+    shape: str | Callable | None
+    shift: float
+    slope: float
+    gain: float
+    adds_wave: bool  # whether the value has the wave; else it is φ(x)
+
+    def value(self, x):
+        """φ(x) + g(x)·s(x)."""
+        within = self.within_range(x)
+        return self.phi(x) + self.g(within) * self.s(within)
+
+    def gradient(self, x):
+        """gain·(φ′(x) + s(x)); gain·(φ′(x) − s(x)) where g falls, as wave "round" does by turns.
+
+        Differentiation of the value would add g·s′ to it, which is noise of size 0.5/K.
+        """
+        s = self.s(x)
+        if self.wave == "round":
+            periods = self.K * self.within_range(x)
+            s = s * ops.sign(periods - ops.round(periods))
+        return self.gain * (_PHI_SLOPE[self.phi](x) + s)
+
+    def g(self, x):
+        """The wave: (Kx − ⌊Kx⌋ − 0.5)/K, or for "round" (|Kx − round(Kx)| − 0.5)/K."""
+        periods = self.K * x
+        if self.wave == "floor":
+            height, highest = periods - _floor(periods), 1
+        else:
+            height, highest = ops.abs(periods - ops.round(periods)), 0.5
+        # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
+        return (ops.clip(height, 0, highest) - 0.5) / self.K
+
+    def s(self, x):
+        """The shape."""
+        if callable(self.shape):
+            return self.shape(x)
+        return _SHAPES[self.shape](x, self.shift, self.slope)
+
+    def within_range(self, x):
+        """x, clipped so that K·x is finite: inf − inf would be NaN."""
+        bound = 3e38 / max(self.K, 1)
+        return ops.clip(x, -bound, bound)
+
+
+def _floor(x):
+    """⌊x⌋. Keras 3.15 computes ops.floor of float64 in float32 on some backends; ONNX has no //."""
+    return ops.floor(x) if _is_being_exported() else x // 1
+
+
+# φ′ of each φ that GAAF computes together with g and s. To any other φ it adds that of φ = 0.
 _PHI_SLOPE = {
     relu: lambda x: ops.cast(x > 0, x.dtype),
     relu6: lambda x: ops.cast((x > 0) & (x < 6), x.dtype),
@@ -69,216 +124,8 @@ _SHAPES = {
     "leaky": lambda x, *_: 0.1 * (1 - ops.sign(ops.relu(x))),
 }
 _FOR_RELU_ALONE = "bsilu", "nelu", "leaky"
-
-
-def _require(name, ok, allowed, received):
-    if not ok:
-        raise ValueError(f"{name}: allowed is {allowed}; received {received!r}")
-
-
-def _number(name, value, allowed="a finite number", smallest=-math.inf):
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    # Larger or smaller ones than float32 holds would turn into inf or 0 in the computation.
-    _require(name, real and smallest <= value and abs(value) < 3.4e38, allowed, value)
-    return float(value)
-
-
-def _times(factor, x):
-    return x if factor == 1 else factor * x  # where nothing is compiled, that saves a pass
-
-
-def _wide(x):
-    """In half precision K·x overflows or has no fraction left: that is computed in float32."""
-    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
-
-
-def _narrow(x, dtype):
-    """Rounds to the dtype; to bfloat16 by the bits: XLA's own rounding is a quarter of the pass."""
-    if _BACKEND != "tensorflow" or dtype != "bfloat16" or _library.executing_eagerly():
-        return ops.cast(x, dtype)
-
-    def rounded(x):
-        bits = _library.bitcast(x, "uint32")
-        half = 0x7FFF + bits // 0x10000 % 2  # to the nearest, and of two to the even one
-        return _library.bitcast(_library.cast((bits + half) // 0x10000, "uint16"), dtype)
-
-    return _differentiable(rounded, lambda x, upstream: ops.cast(upstream, x.dtype))(x)
-
-
-def _accelerated(phi, shift, slope, frequency, wave, shape, strength, gain):
-    """Returns the function φ + g·strength·s, with gradient gain·(φ′ + g′·strength·s).
-
-    φ is a key of `_PHI_SLOPE`. Left to itself, differentiation would add g·s′, noise of size 0.5/K.
-    """
-    bound = 3e38 / max(frequency, 1)  # keeps K·x finite: inf − inf would be NaN
-
-    def s(x):
-        return _times(strength, shape(x) if callable(shape) else _SHAPES[shape](x, shift, slope))
-
-    # Not ops.floor: Keras 3.15 computes it in float32 even for float64, on JAX and PyTorch.
-    def value(x, floor=lambda periods: periods // 1):
-        wide = _wide(x)
-        at = ops.clip(wide, -bound, bound)
-        periods = frequency * at
-        sawtooth = wave == "floor"
-        height = periods - floor(periods) if sawtooth else ops.abs(periods - ops.round(periods))
-        # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
-        g = (ops.clip(height, 0, 1 if sawtooth else 0.5) - 0.5) / frequency
-        return _narrow(phi(wide) + g * s(at), x.dtype)
-
-    def gradient(x, upstream):
-        wide = _wide(x)
-        added = s(wide)
-        if wave == "round":
-            periods = frequency * ops.clip(wide, -bound, bound)
-            added = added * ops.sign(periods - ops.round(periods))
-        return _narrow(_wide(upstream) * _times(gain, _PHI_SLOPE[phi](wide) + added), x.dtype)
-
-    exported = functools.partial(value, floor=ops.floor)
-    if wave is None:  # Keras' tanh of float64 is of float32 on JAX
-        value = exported = lambda x: ops.cast(phi(x), x.dtype)
-    as_it_is = _differentiable(value, gradient)
-    one_pass = _differentiable(value if wave is None else _compiled(value), _compiled(gradient))
-
-    def accelerated(x):
-        if _is_being_exported():
-            return exported(x)
-        # What is in a shape of the user's own may not compile.
-        return as_it_is(x) if callable(shape) or not _is_worth_compiling(x) else _flat(one_pass, x)
-
-    return accelerated
-
-
-_values_are_of_phi = contextvars.ContextVar("values_are_of_phi", default=False)  # to compare them
-# Layers, and loaded ones too, share what was compiled for one set of parameters.
-_shared_accelerated = functools.cache(_accelerated)
-
-
-def _differentiable(value, gradient):
-    """The function value(x), whose derivative is gradient(x, upstream) and keeps x alone.
-
-    As that is made of differentiable operations, second derivatives exist.
-    """
-    if _BACKEND == "jax":  # where Keras' custom gradients know no forward mode
-        function = _library.custom_jvp(lambda x: value(x))
-        gradient = _library.checkpoint(gradient, prevent_cse=False)
-        function.defjvp(lambda x, tangent: (function(*x), gradient(*x, *tangent)))
-        return function
-    if _BACKEND == "torch":  # where Keras' own keep x alive, and know no transforms
-
-        class Function(_library.autograd.Function):
-            generate_vmap_rule = True
-            forward = staticmethod(lambda x: value(x))
-
-            @staticmethod
-            def setup_context(context, inputs, output):
-                context.save_for_backward(*inputs)
-                context.save_for_forward(*inputs)
-
-            @staticmethod
-            def backward(context, upstream):
-                return gradient(*context.saved_tensors, upstream)
-
-            jvp = backward
-
-        return Function.apply
-
-    return ops.custom_gradient(lambda x: (value(x), lambda upstream: gradient(x, upstream)))
-
-
-@functools.cache
-def _scaled(factor):
-    """The identity, with a gradient that is that many times as large."""
-    return _differentiable(ops.copy, lambda _, upstream: factor * upstream)
-
-
-def _is_worth_compiling(x):
-    """Whether TensorFlow traces a function in which all of x's shape but the batch is known.
-
-    XLA compiles anew for each length, which takes much longer than the operations do.
-    """
-    if _BACKEND != "tensorflow" or _library.executing_eagerly() or platform.system() == "Darwin":
-        return False  # macOS: TensorFlow has no XLA for the GPU there
-    return x.shape.rank is not None and x.shape.rank > 1 and x.shape[1:].is_fully_defined()
-
-
-def _compiled(function):
-    """The function as one pass over memory on TensorFlow, instead of one for each operation."""
-    if _BACKEND != "tensorflow":
-        return function
-    return _library.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
-
-
-def _flat(function, x):
-    """The elementwise function of a tensor of TensorFlow, computed of a vector.
-
-    XLA vectorises the loop over the last axis, which may be a short one. And where a ReLU follows
-    an addition directly, TensorFlow 2.21 fails to optimise the graph.
-    """
-    y = _library.reshape(function(_library.reshape(x, [-1])), _library.shape(x))
-    y.set_shape(x.shape)
-    return y
-
-
-def _is_being_exported():
-    """Whether this is called by `Model.export`, of which Keras tells nobody.
-
-    ONNX knows neither functions compiled by XLA nor gradients; an exported model needs none.
-    """
-    frame = inspect.currentframe()
-    while frame and not str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
-        frame = frame.f_back
-    return frame is not None
-
-
-def _largest_slope(function):
-    """The largest |function′(x)| of all x, found on a grid, and closer to it on two finer ones."""
-    unit = 1 / (abs(function.slope) or 1)
-    # Around 0, where φ has its features; around the sigmoid's centre; and far out.
-    ticks = ops.linspace(-20.0, 20.0, 8000)
-    powers = 10 ** ops.linspace(-6, 5, 500) * (1 + abs(function.shift) + unit)
-    x = ops.concatenate([ticks, unit * ticks - function.shift, powers, -powers])
-    largest = 0
-    for _ in range(3):
-        x = ops.sort(x)
-        slopes = ops.nan_to_num(ops.abs(gradient(function, x)), posinf=math.inf)
-        best = int(ops.argmax(slopes))
-        largest = max(largest, float(slopes[best]))
-        x = ops.linspace(x[max(best - 1, 0)], x[min(best + 1, len(x) - 1)], 1000)
-    return largest
-
-
-@functools.lru_cache(256)
-def _gain_at_peak(activation, shift, slope, wave, shape, strength):
-    signs = (strength, -strength) if wave == "round" else (strength,)
-    functions = [GAAF(activation, shift, slope, 1, None, shape, sign) for sign in signs]
-    # A thread of its own is free of what is being traced, and of any scope that is open here.
-    with ThreadPoolExecutor(1) as thread:
-        peak = max(thread.map(_largest_slope, functions))
-    allowed = "a positive finite number, or 'peak' where φ′ + s has a bound and is not 0 everywhere"
-    _require("gain", 1e-4 < peak < 1e4, allowed, "peak")
-    return 1 / peak
-
-
-def _known(function):
-    """Keras' relu, relu6 or tanh, for the same one of `keras.ops` or the backend too; its shape.
-
-    Of any other callable, one without a hash too: itself, and None.
-    """
-    nn, numpy, lax = (getattr(_library, name, None) for name in ("nn", "numpy", "lax"))
-    places = keras.activations, ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
-    for phi, shape in _SHAPE_OF.items():
-        if any(getattr(place, phi.__name__, None) is function for place in places):
-            return phi, shape
-    return function, None
-
-
-def _is_stateless(layer):
-    try:
-        layer(keras.KerasTensor((1, 1)))  # creates the weights
-    except Exception:  # it has weights, or is for tensors of some shapes only
-        return False
-    return not layer.weights
+# What shape "auto" stands for. These are also the activations that `to_gaaf` replaces.
+_SHAPE_OF = {relu: "sigmoid", relu6: "sigmoid", tanh: "gaussian"}
 
 
 @keras.saving.register_keras_serializable("gaaf")
@@ -310,14 +157,14 @@ class GAAF(keras.Operation):
             another. For φ = relu alone, and meant with wave None: s = r′ − φ′, which replaces its
             gradient by r′. "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2. "nelu": r′ = 1 for x > 0,
             else 0.4x/(1 + x²)². "leaky": r′ = 1 for x > 0, else 0.1.
-        strength: Factor of s. Finite float, default 1.0; 0 leaves φ.
         gain: Factor of the gradient. Positive finite float, default 1.0, the paper's; or "peak":
             1/max|φ′ + s|, with which no slope is above 1: 0.5 for the defaults of relu and tanh.
         name: Name of the operation in a functional model.
 
     Call arguments:
-        x: Tensor of any shape and float dtype, or a symbolic Keras tensor. For float16 and
-            bfloat16 g·s is computed in float32; with relu, relu6 and tanh all is, and rounded once.
+        x: Tensor of any shape and float dtype, or a symbolic Keras tensor. Values and gradients
+            of float16 and bfloat16 are computed in float32 and rounded once. A wave that is below
+            the rounding error at 1 (frequency above 1024, or for bfloat16 128) is not added there.
 
     Returns:
         Tensor of the shape and dtype of x.
@@ -340,12 +187,11 @@ class GAAF(keras.Operation):
         frequency: float = 10_000,
         wave: str | None = "floor",
         shape: str | dict | Callable | None = "auto",
-        strength: float = 1.0,
         gain: float | str = 1.0,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        phi, usual = _known(get(activation))
+        phi, usual_shape = _keras_equivalent(get(activation))
         self.activation = phi
         if isinstance(phi, keras.Layer):
             _require("activation", _is_stateless(phi), "a layer without weights", phi)
@@ -357,7 +203,7 @@ class GAAF(keras.Operation):
         if isinstance(shape, dict):  # of a saved model
             shape = keras.saving.deserialize_keras_object(shape)
         if shape == "auto":
-            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else usual or "auto"
+            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else usual_shape or "auto"
         usable = [x for x in _SHAPES if phi is relu or x not in _FOR_RELU_ALONE]
         names, for_relu = (", ".join(map(repr, x)) for x in (_SHAPES, _FOR_RELU_ALONE))
         allowed = f"{names}, a callable, or 'auto' for relu, relu6 and tanh; {for_relu} for relu"
@@ -365,12 +211,11 @@ class GAAF(keras.Operation):
         self.shape = shape
         number = "a positive finite number or 'peak'"
         self.gain = gain if gain == "peak" else _number("gain", gain, number, 1.2e-38)
-        self.strength = _number("strength", strength)
-        self._factor = self.gain
+        self._gain = self.gain
         if gain == "peak":
-            parameters = phi, self.shift, self.slope, wave, shape, self.strength
+            parameters = phi, self.shift, self.slope, wave, shape
             hashable = all(isinstance(x, Hashable) for x in parameters)
-            self._factor = (_gain_at_peak if hashable else _gain_at_peak.__wrapped__)(*parameters)
+            self._gain = (_gain_at_peak if hashable else _gain_at_peak.__wrapped__)(*parameters)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):
@@ -386,14 +231,21 @@ class GAAF(keras.Operation):
         if hasattr(x, "with_flat_values"):  # a tf.RaggedTensor
             flat = ops.reshape(x.flat_values, [-1])  # nothing is compiled for a vector's length
             return x.with_flat_values(ops.reshape(self.call(flat), ops.shape(x.flat_values)))
-        parameters = self.shift, self.slope, self.frequency, self.wave, self.shape, self.strength
-        accelerated = _accelerated if callable(self.shape) else _shared_accelerated
-        if self.strength and any(self.activation is phi for phi in _PHI_SLOPE):
-            return accelerated(self.activation, *parameters, self._factor)(x)
-        y = ops.cast(self.activation(x), x.dtype)
-        if self.strength:
-            y = y + accelerated(ops.zeros_like, *parameters, 1.0)(x)
-        return y if self._factor == 1 or _is_being_exported() else _scaled(self._factor)(y)
+        if any(self.activation is phi for phi in _PHI_SLOPE):
+            return self._accelerated(self.activation, self._gain, x.dtype)(x)
+        # φ′ is not known here. So φ, which Keras differentiates, is added to GAAF of φ = 0.
+        wide = _widened(x)
+        y = ops.cast(self.activation(wide), wide.dtype)
+        y = y + self._accelerated(ops.zeros_like, 1.0, x.dtype)(wide)
+        if self._gain != 1 and not _is_being_exported():
+            y = _identity_with_gain(self._gain)(y)
+        return ops.cast(y, x.dtype)
+
+    def _accelerated(self, phi, gain, dtype):
+        """The function φ_new for a φ of `_PHI_SLOPE`."""
+        wave, shape = (self.frequency, self.wave), (self.shape, self.shift, self.slope)
+        formula = _Formula(phi, *wave, *shape, gain, _adds_wave(*wave, dtype))
+        return (_accelerated if callable(self.shape) else _shared_accelerated)(formula)
 
     def __repr__(self) -> str:
         config = {key: value for key, value in self.get_config().items() if key != "name"}
@@ -404,7 +256,7 @@ class GAAF(keras.Operation):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        names = ("shift", "slope", "frequency", "wave", "shape", "strength", "gain")
+        names = ("shift", "slope", "frequency", "wave", "shape", "gain")
         config = {"activation": keras.activations.serialize(self.activation)}
         config |= {name: getattr(self, name) for name in names}
         config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
@@ -413,6 +265,13 @@ class GAAF(keras.Operation):
             if isinstance(known, dict) and getattr(ops, str(known.get("config")), None) is found:
                 known["module"] = "keras.ops"  # where Keras finds it again
         return super().get_config() | config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        strength = config.pop("strength", 1.0)  # a factor of s, which GAAF had once
+        _require("strength", strength == 1, "1, as GAAF has no such parameter any more", strength)
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable("gaaf")
@@ -523,12 +382,210 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return _library.autograd.grad(y, x, materialize_grads=True)[0]
 
 
+def _require(name, ok, allowed, received):
+    if not ok:
+        raise ValueError(f"{name}: allowed is {allowed}; received {received!r}")
+
+
+def _number(name, value, allowed="a finite number", smallest=-math.inf):
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # Larger or smaller ones than float32 holds would turn into inf or 0 in the computation.
+    _require(name, real and smallest <= value and abs(value) < 3.4e38, allowed, value)
+    return float(value)
+
+
+def _adds_wave(frequency, wave, dtype):
+    """Whether values have the wave: not where it is below the rounding error of the dtype at 1."""
+    epsilon = {"float16": 2**-10, "bfloat16": 2**-7}
+    error = epsilon.get(keras.backend.standardize_dtype(dtype), 0) / 2
+    return wave is not None and 0.5 / frequency >= error
+
+
+def _keras_equivalent(function):
+    """Keras' relu, relu6 or tanh, for the same one of `keras.ops` or the backend too; its shape.
+
+    Of any other callable, one without a hash too: itself, and None.
+    """
+    nn, numpy, lax = (getattr(_library, name, None) for name in ("nn", "numpy", "lax"))
+    places = keras.activations, ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
+    for phi, shape in _SHAPE_OF.items():
+        if any(getattr(place, phi.__name__, None) is function for place in places):
+            return phi, shape
+    return function, None
+
+
+def _is_stateless(layer):
+    try:
+        layer(keras.KerasTensor((1, 1)))  # creates the weights
+    except Exception:  # it has weights, or is for tensors of some shapes only
+        return False
+    return not layer.weights
+
+
+@functools.lru_cache(256)
+def _gain_at_peak(activation, shift, slope, wave, shape):
+    """1/max|φ′ + s|; for wave "round", whose slope alternates, 1/max|φ′ ± s|."""
+    functions = [GAAF(activation, shift, slope, wave=None, shape=shape)]
+    if wave == "round":
+        s = shape if callable(shape) else lambda x: _SHAPES[shape](x, shift, slope)
+        functions.append(GAAF(activation, shift, slope, wave=None, shape=lambda x: -s(x)))
+    # A thread of its own is free of what is being traced, and of any scope that is open here.
+    with ThreadPoolExecutor(1) as thread:
+        peak = max(thread.map(_largest_slope, functions))
+    allowed = "a positive finite number, or 'peak' where φ′ + s has a bound and is not 0 everywhere"
+    _require("gain", 1e-4 < peak < 1e4, allowed, "peak")
+    return 1 / peak
+
+
+def _largest_slope(function):
+    """The largest |function′(x)| of all x, found on a grid, and closer to it on two finer ones."""
+    unit = 1 / (abs(function.slope) or 1)
+    # Around 0, where φ has its features; around the sigmoid's centre; and far out.
+    ticks = ops.linspace(-20.0, 20.0, 8000)
+    powers = 10 ** ops.linspace(-6, 5, 500) * (1 + abs(function.shift) + unit)
+    x = ops.concatenate([ticks, unit * ticks - function.shift, powers, -powers])
+    largest = 0
+    for _ in range(3):
+        x = ops.sort(x)
+        slopes = ops.nan_to_num(ops.abs(gradient(function, x)), posinf=math.inf)
+        best = int(ops.argmax(slopes))
+        largest = max(largest, float(slopes[best]))
+        x = ops.linspace(x[max(best - 1, 0)], x[min(best + 1, len(x) - 1)], 1000)
+    return largest
+
+
+# How each backend is told of a gradient that is not the derivative of the value.
+
+_values_are_of_phi = contextvars.ContextVar("values_are_of_phi", default=False)  # to compare them
+
+
+def _accelerated(formula):
+    """Returns the function of a tensor that has the formula's value and, in training, its gradient.
+
+    Value and gradient are computed in float32 at least, and rounded once to the tensor's dtype.
+    """
+
+    def value(x):
+        if not formula.adds_wave:
+            return ops.cast(formula.phi(x), x.dtype)  # Keras' tanh of float64 is float32 on JAX
+        return ops.cast(formula.value(_widened(x)), x.dtype)
+
+    def gradient(x, upstream):
+        return ops.cast(_widened(upstream) * formula.gradient(_widened(x)), x.dtype)
+
+    uncompiled = _differentiable(value, gradient)
+    compiled_value = _compiled(value) if formula.adds_wave else value  # φ alone is one pass
+    compiled = _differentiable(compiled_value, _compiled(gradient))
+
+    def accelerated(x):
+        if _is_being_exported():
+            return value(x)
+        # A shape of the user's own may contain what does not compile.
+        if callable(formula.shape) or not _is_worth_compiling(x):
+            return uncompiled(x)
+        return _of_a_vector(compiled, x)
+
+    return accelerated
+
+
+# All layers with the same parameters, loaded ones too, share what is compiled.
+_shared_accelerated = functools.cache(_accelerated)
+
+
+def _widened(x):
+    """x in float32, unless it is float64: in half precision K·x overflows, or has no fraction."""
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
+
+
+def _differentiable(value, gradient):
+    """The function value(x), whose derivative is gradient(x, upstream) and keeps x alone.
+
+    As that is made of differentiable operations, second derivatives exist.
+    """
+    if _BACKEND == "jax":  # where Keras' custom gradients know no forward mode
+        function = _library.custom_jvp(lambda x: value(x))
+        gradient = _library.checkpoint(gradient, prevent_cse=False)
+        function.defjvp(lambda x, tangent: (function(*x), gradient(*x, *tangent)))
+        return function
+    if _BACKEND == "torch":  # where Keras' own keep x alive, and know no transforms
+
+        class Function(_library.autograd.Function):
+            generate_vmap_rule = True
+            forward = staticmethod(lambda x: value(x))
+
+            @staticmethod
+            def setup_context(context, inputs, output):
+                context.save_for_backward(*inputs)
+                context.save_for_forward(*inputs)
+
+            @staticmethod
+            def backward(context, upstream):
+                return gradient(*context.saved_tensors, upstream)
+
+            jvp = backward
+
+        return Function.apply
+
+    return ops.custom_gradient(lambda x: (value(x), lambda upstream: gradient(x, upstream)))
+
+
+@functools.cache
+def _identity_with_gain(gain):
+    """The identity, with a gradient that is that many times as large."""
+    return _differentiable(ops.copy, lambda _, upstream: gain * upstream)
+
+
+# Compiling, on TensorFlow; the other backends compile whole steps, or nothing.
+
+
+def _is_worth_compiling(x):
+    """Whether TensorFlow traces a function in which all of x's shape but the batch is known.
+
+    XLA compiles anew for each length, which takes much longer than the operations do.
+    """
+    if _BACKEND != "tensorflow" or _library.executing_eagerly() or platform.system() == "Darwin":
+        return False  # macOS: TensorFlow has no XLA for the GPU there
+    return x.shape.rank is not None and x.shape.rank > 1 and x.shape[1:].is_fully_defined()
+
+
+def _compiled(function):
+    """The function as one pass over memory on TensorFlow, instead of one for each operation."""
+    if _BACKEND != "tensorflow":
+        return function
+    return _library.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+
+
+def _of_a_vector(function, x):
+    """The elementwise function of a tensor of TensorFlow, computed of a vector.
+
+    XLA vectorises the loop over the last axis, which may be a short one. And where a ReLU follows
+    an addition directly, TensorFlow 2.21 fails to optimise the graph.
+    """
+    y = _library.reshape(function(_library.reshape(x, [-1])), _library.shape(x))
+    y.set_shape(x.shape)
+    return y
+
+
+def _is_being_exported():
+    """Whether this is called by `Model.export`, of which Keras tells nobody.
+
+    ONNX knows neither functions compiled by XLA nor gradients; an exported model needs none.
+    """
+    frame = inspect.currentframe()
+    while frame and not str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
+        frame = frame.f_back
+    return frame is not None
+
+
+# The converter: a copy of a model with other activations, by way of the file that Keras saves.
+
+
 def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[keras.Model, int]:
     """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
 
     Those of Keras are replaced wherever a config names them, at any depth. One warning names what
-    is left because its code may hold others, as of functions and layers that are not Keras' own;
-    and models of which nothing can be compared, as with strings for inputs.
+    is left: what GAAF does not take, and what is not Keras' own, as its code may hold others; and
+    models of which nothing can be compared, as with strings for inputs.
 
     Args:
         model: `keras.Model` that Keras can save and load; it is left as it is.
@@ -542,7 +599,12 @@ def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[
         TypeError, ValueError: if `model` is none, has no such copy, or a parameter is wrong.
     """
     GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
-    return _converted(model, lambda x: (phi := _phi(x)) and GAAF(phi, **parameters), check)
+
+    def accelerated(x):
+        phi = _replaceable_phi(x)
+        return phi and GAAF(phi, **parameters)
+
+    return _converted(model, accelerated, check)
 
 
 def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
@@ -550,147 +612,216 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
 
     Values differ by 0.5/frequency at most, for each activation. All else is as for `to_gaaf`.
     """
-
-    def plain(x):
-        phi = relu if x is GAAF_relu else tanh if x is GAAF_tanh else None
-        phi = x.activation if isinstance(x, GAAF) else phi
-        return phi and (plain(phi) or phi)
-
-    return _converted(model, plain, check)
+    return _converted(model, _phi_of_gaaf, check)
 
 
-def _phi(x):
+def _replaceable_phi(x):
     """The φ that a function, layer or operation of Keras computes, if `to_gaaf` replaces it."""
     classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(type(x))}
-    phi, shape = _known(classes.get(type(x).__name__.lower(), x))
+    phi, shape = _keras_equivalent(classes.get(type(x).__name__.lower(), x))
     if phi is relu and hasattr(x, "negative_slope"):
         limits = x.max_value, x.negative_slope, x.threshold
         return {(None, 0, 0): phi, (6, 0, 0): relu6}.get(limits) or keras.layers.ReLU(*limits)
     return phi if shape else None
 
 
+def _phi_of_gaaf(x):
+    """The φ of a GAAF, which is never one itself; None of anything else."""
+    functions = {"GAAF_relu": relu, "GAAF_tanh": tanh}
+    phi = x.activation if isinstance(x, GAAF) else None
+    if x in (GAAF_relu, GAAF_tanh):
+        phi = functions[x.__name__]
+    return phi and (_phi_of_gaaf(phi) or phi)
+
+
 def _is_keras(x):
     return x.__module__ == __name__ or (x.__module__ or "").partition(".")[0] == "keras"
 
 
-def _told_by(weight):
-    """What tells a weight from others: its shape, and its name unless Keras has numbered it."""
-    return "" if weight.name.startswith("variable") else weight.name, weight.shape
-
-
 def _converted(model, replacement, check):
-    """A copy by way of Keras' file; what it names is told by what the model holds in that place."""
+    """Returns the copy and the number of replaced activations; logs, and warns of what is left."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: allowed is a keras.Model; received {type(model).__name__}")
-    known, left, replaced, compared = {}, {}, set(), "not compared"
-
-    def changed(value, held, owner=None, key=""):
-        config = value.get("config") if isinstance(value, dict) else value
-        kind, name = type(held), getattr(held, "__name__", "")
-        if isinstance(value, list) and isinstance(held, list | tuple) and len(value) == len(held):
-            return [changed(x, y) for x, y in zip(value, held, strict=True)]
-        if not isinstance(value, dict | str):
-            return value
-        if callable(held) and not isinstance(owner, GAAF) and (new := replacement(held)):
-            replaced.add((id(owner or held), key))
-            if isinstance(held, keras.Layer):
-                new = keras.layers.Activation(new)
-            elif "inbound_nodes" in value:
-                try:  # an operation, as a layer would pass masks on
-                    _, new = keras.Model(x := keras.Input((1,)), new(x)).operations
-                except (ValueError, TypeError):  # Keras has none that computes it
-                    new = keras.layers.Activation(new, dtype=held.output.dtype)
-            new = changed(keras.saving.serialize_keras_object(new), new)
-            if isinstance(held, keras.Layer) or "inbound_nodes" in value:
-                kept = {"name", "trainable", "dtype", "activity_regularizer"} & config.keys()
-                new["config"] |= {key: config[key] for key in kept}
-            return value | new if isinstance(value, dict) else new
-        own = callable(held) and not (_is_keras(held) or hasattr(held, "call"))
-        if own and key.endswith(("activation", "function")):
-            left[f"{getattr(owner, 'name', type(owner).__name__)} ({name or kind.__name__})"] = None
-        if isinstance(config, dict) and value.get("class_name") == kind.__name__:
-            known[str(id(kind))] = kind  # by its name Keras may find another
-            new = {"registered_name": str(id(kind)), "compile_config": None}
-            return value | new | {"config": inside(config, held, kind)}
-        if name and name in (config, "<lambda>") and not _is_keras(held):
-            known[str(id(held))] = held
-            return {"class_name": "function", "config": str(id(held))}
-        return value
-
-    def inside(config, held, kind):
-        own = hasattr(kind, "call") and not (_is_keras(kind.call) and _is_keras(kind.__init__))
-        tanh = getattr(held, "score_mode", "") == "concat" or kind is keras.layers.AdditiveAttention
-        if own or tanh:
-            left[f"{held.name} ({kind.__name__})"] = None
-        parts = {key: getattr(held, key, None) for key in config}
-        parts |= {"layer": getattr(held, "forward_layer", parts.get("layer"))}  # Bidirectional
-        new = {key: changed(x, parts[key], held, key) for key, x in config.items()}
-        if isinstance(held, keras.Model) and "layers" in config:
-            layers, saved = getattr(held, "operations", None) or held.layers, config["layers"]
-            first = len(saved) - len(set(layers))  # a Sequential hides its input, and
-            of = dict(zip(dict.fromkeys(layers), saved[first:], strict=True))  # forgets sharing
-            shared = [changed(of[x], x) | {"shared_object_id": id(x)} for x in layers]
-            new["layers"] = saved[:first] + shared
-        return new
-
+    converter, compared = _Converter(replacement), "not compared"
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is saved: the file is not kept
-            keras.saving.save_model(model, folder, zipped=False)
-            file = pathlib.Path(folder, "config.json")
-            file.write_text(json.dumps(changed(json.loads(file.read_text()), model)))
-            copy = keras.saving.load_model(folder, known, compile=False, safe_mode=False)
-        if [*map(_told_by, copy.weights)] != [*map(_told_by, model.weights)]:
-            raise ValueError("its copy has other weights, or in another order")
-        for new, old in zip(copy.weights, model.weights, strict=True):
-            new.trainable = old.trainable
+        copy = converter.copy_of(model)
         compared = _compare(model, copy) if check else compared
     except Exception as error:  # whatever the code of layers that are not Keras' own raises
         allowed = "model: allowed is one whose copy, saved and loaded by Keras, computes the same"
         given = f"'{model.name}' ({type(model).__name__}): {' '.join(str(error).split())[:400]}"
         raise ValueError(f"{allowed}; received {given}") from error
-    said = f"'{model.name}', {len(replaced)} activations replaced, {compared}"
+    count = len(converter.replaced)
+    said = f"'{model.name}', {count} activations replaced, {compared}"
     logging.getLogger(__name__).info(said)
-    if left:
-        said += f"; left as they are, for what their code may hold: {', '.join(left)}"
-    if left or (check and compared.startswith("not")):
+    if converter.left:
+        said += f"; left as they are: {', '.join(converter.left)}"
+    if converter.left or (check and compared.startswith("not")):
         warnings.warn(said, stacklevel=3)
-    return copy, len(replaced)
+    return copy, count
+
+
+class _Converter:
+    """Copies a model through its saved config, in which it replaces activations.
+
+    A config says what is to be made, but not what it is of. So the converter goes through it with
+    the object that the model holds in the same place: `config` is the one, `held` the other.
+    """
+
+    def __init__(self, replacement):
+        self.replacement = replacement  # from an activation to what takes its place, or None
+        self.objects = {}  # classes and functions that the new config names: {name: object}
+        self.replaced = set()  # places
+        self.left = {}  # the names of what may hold activations in its code, in order
+
+    def copy_of(self, model):
+        """The copy: the model's file, with the new config, as Keras loads it."""
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is saved: the file is not kept
+            keras.saving.save_model(model, folder, zipped=False)
+            file = pathlib.Path(folder, "config.json")
+            file.write_text(json.dumps(self.converted(json.loads(file.read_text()), model)))
+            copy = keras.saving.load_model(folder, self.objects, compile=False, safe_mode=False)
+        if [*map(_signature, copy.weights)] != [*map(_signature, model.weights)]:
+            raise ValueError("its copy has other weights, or in another order")
+        for new, old in zip(copy.weights, model.weights, strict=True):
+            new.trainable = old.trainable
+        return copy
+
+    def converted(self, config, held, owner=None, key=""):
+        """The new config of `held`, which `owner` has as its argument `key`."""
+        if isinstance(config, list) and isinstance(held, list | tuple) and len(config) == len(held):
+            return [self.converted(x, y) for x, y in zip(config, held, strict=True)]
+        if not isinstance(config, dict | str):
+            return config
+        if new := self.replacement_of(held, owner):
+            self.replaced.add((id(owner or held), key))
+            return self.with_replacement(config, held, new)
+        self.note_own_activation(held, owner, key)
+        inner = config.get("config") if isinstance(config, dict) else config
+        if isinstance(inner, dict) and config.get("class_name") == type(held).__name__:
+            return self.of_object(config, held)
+        name = getattr(held, "__name__", "")
+        if name and name in (inner, "<lambda>") and not _is_keras(held):
+            self.objects[str(id(held))] = held
+            return {"class_name": "function", "config": str(id(held))}
+        return config
+
+    def replacement_of(self, held, owner):
+        """What takes the place of an activation; None where `held` is none, or stays."""
+        if not callable(held) or isinstance(owner, GAAF):
+            return None
+        try:
+            return self.replacement(held)
+        except ValueError:  # as of GAAF(tanh, shape="bsilu")
+            self.note(held, owner)
+            return None
+
+    def note(self, held, owner):
+        """Notes what is left as it is, for the warning."""
+        name = getattr(held, "__name__", type(held).__name__)
+        self.left[f"{getattr(owner or held, 'name', type(owner).__name__)} ({name})"] = None
+
+    def with_replacement(self, config, held, new):
+        """The config of what takes the place of an activation; a layer keeps its name and dtype."""
+        in_graph = "inbound_nodes" in config
+        if isinstance(held, keras.Layer):
+            new = keras.layers.Activation(new)
+        elif in_graph:
+            new = _operation_of(new, held)
+        new_config = self.converted(keras.saving.serialize_keras_object(new), new)
+        if isinstance(held, keras.Layer) or in_graph:
+            kept = {"name", "trainable", "dtype", "activity_regularizer"} & config["config"].keys()
+            new_config["config"] |= {key: config["config"][key] for key in kept}
+        return config | new_config if isinstance(config, dict) else new_config
+
+    def note_own_activation(self, held, owner, key):
+        """Notes an activation that is not Keras' own."""
+        own = callable(held) and not (_is_keras(held) or hasattr(held, "call"))
+        if own and key.endswith(("activation", "function")):
+            self.note(held, owner)
+
+    def of_object(self, config, held):
+        """The new config of an object: its class by number, and its arguments converted."""
+        kind = type(held)
+        self.objects[str(id(kind))] = kind  # by its name Keras may find another
+        new = {"registered_name": str(id(kind)), "compile_config": None}
+        return config | new | {"config": self.of_arguments(config["config"], held)}
+
+    def of_arguments(self, config, held):
+        """The new config of the arguments that an object was made with."""
+        kind = type(held)
+        own = hasattr(kind, "call") and not (_is_keras(kind.call) and _is_keras(kind.__init__))
+        # Attention has a tanh in its code.
+        tanh = getattr(held, "score_mode", "") == "concat" or kind is keras.layers.AdditiveAttention
+        if own or tanh:
+            self.note(held, held)
+        arguments = {key: getattr(held, key, None) for key in config}
+        if hasattr(held, "forward_layer"):  # Bidirectional
+            arguments["layer"] = held.forward_layer
+        new = {key: self.converted(x, arguments[key], held, key) for key, x in config.items()}
+        if isinstance(held, keras.Model) and "layers" in config:
+            new["layers"] = self.of_layers(config["layers"], held)
+        return new
+
+    def of_layers(self, configs, model):
+        """The new configs of a model's layers; a layer used twice gets one identity."""
+        layers = getattr(model, "operations", None) or model.layers
+        first = len(configs) - len(set(layers))  # a Sequential hides its input, and
+        of = dict(zip(dict.fromkeys(layers), configs[first:], strict=True))  # forgets sharing
+        shared = [self.converted(of[x], x) | {"shared_object_id": id(x)} for x in layers]
+        return configs[:first] + shared
+
+
+def _operation_of(function, held):
+    """The operation that Keras makes of a function in a graph: as `held`, it passes masks on."""
+    try:
+        _, operation = keras.Model(x := keras.Input((1,)), function(x)).operations
+        return operation
+    except (ValueError, TypeError):  # Keras has none that computes it
+        return keras.layers.Activation(function, dtype=held.output.dtype)
+
+
+def _signature(weight):
+    """What tells a weight from others: its shape, and its name unless Keras has numbered it."""
+    return "" if weight.name.startswith("variable") else weight.name, weight.shape
 
 
 def _compare(model, copy):
     """Raises ValueError if the copy, with φ for GAAF, computes something else; says how close."""
-
-    def outputs(model, of):
-        probe, batch = keras.Model(model.inputs, of), []
-        for x in model.inputs:
-            shape = [x.shape[0] or 2, *(n or 64 for n in x.shape[1:])]
-            low = -1 if "float" in x.dtype else 0  # an Embedding takes 0 and 1
-            batch.append(ops.cast(keras.random.uniform(shape, low, low + 2, seed=0), x.dtype))
-        values = probe.trainable_variables, probe.non_trainable_variables
-        context = contextvars.copy_context()
-        context.run(_values_are_of_phi.set, True)  # so that all that may differ is rounding
-        # What a layer compiles by itself would remember for which of both it was traced.
-        with _library.disable_jit() if _BACKEND == "jax" else contextlib.nullcontext():
-            y, _ = context.run(probe.stateless_call, *values, batch, training=False)
-        values = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y))
-        return [np.nan_to_num(value) for value in values]
-
-    def difference(of, twin_of):
-        """The largest one, as a share of the largest value."""
-        pairs = zip(outputs(model, of), outputs(copy, twin_of), strict=True)
-        return max(np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-30) for a, b in pairs)
-
     try:
-        outputs(model, model.outputs)
+        _outputs(model, model.outputs)
     except Exception as error:
         return f"not compared with its copy ({' '.join(str(error).split())[:200]})"
-    if (most := difference(model.outputs, copy.outputs)) > 1e-3:
-        for x in model.layers:
-            twin = copy.get_layer(x.name)
-            if isinstance(x, keras.Model):
-                _compare(x, twin)
-            elif difference(x.output, twin.output) > 1e-3:
-                raise ValueError(f"the first layer whose output differs is '{x.name}'")
-        raise ValueError("its output differs")
-    return f"with φ for GAAF, outputs of a random batch differ by {most:.0e} of the largest"
+    largest = _difference(model, model.outputs, copy, copy.outputs)
+    if largest <= 1e-3:
+        return f"with φ for GAAF, outputs of a random batch differ by {largest:.0e} of the largest"
+    for layer in model.layers:
+        twin = copy.get_layer(layer.name)
+        if isinstance(layer, keras.Model):
+            _compare(layer, twin)
+        elif _difference(model, layer.output, copy, twin.output) > 1e-3:
+            raise ValueError(f"the first layer whose output differs is '{layer.name}'")
+    raise ValueError("its output differs")
+
+
+def _difference(model, tensors, copy, copied_tensors):
+    """The largest difference of the same tensors in both, as a share of the largest value."""
+    pairs = zip(_outputs(model, tensors), _outputs(copy, copied_tensors), strict=True)
+    return max(np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-30) for a, b in pairs)
+
+
+def _outputs(model, tensors):
+    """The values of a model's tensors, for a random batch that is always the same."""
+    probe, batch = keras.Model(model.inputs, tensors), []
+    for x in model.inputs:
+        shape = [x.shape[0] or 2, *(n or 64 for n in x.shape[1:])]
+        low = -1 if "float" in x.dtype else 0  # an Embedding takes 0 and 1
+        batch.append(ops.cast(keras.random.uniform(shape, low, low + 2, seed=0), x.dtype))
+    variables = probe.trainable_variables, probe.non_trainable_variables
+    context = contextvars.copy_context()
+    context.run(_values_are_of_phi.set, True)  # so that all that may differ is rounding
+    # What a layer compiles by itself would remember for which of both it was traced.
+    with _library.disable_jit() if _BACKEND == "jax" else contextlib.nullcontext():
+        y, _ = context.run(probe.stateless_call, *variables, batch, training=False)
+    values = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y))
+    return [np.nan_to_num(value) for value in values]

@@ -315,6 +315,25 @@ def test_what_is_not_of_keras_is_left_and_named(layer, named):
         assert getattr(plain.layers[-1], name, None) is getattr(layer, name, None)
 
 
+def test_what_gaaf_does_not_take_stays_as_it_was_and_is_named():
+    """Shape "bsilu" is for relu alone."""
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(4, activation="tanh", name="first"),
+            layers.ReLU(6, name="second"),
+            layers.Dense(4, activation="relu", name="third"),
+        ]
+    )
+    with pytest.warns(UserWarning, match=r"1 activations .* are: first \(tanh\), second \(ReLU\)$"):
+        copy, replaced = gaaf.to_gaaf(model, shape="bsilu", wave=None)
+    assert replaced == 1 and isinstance(copy.get_layer("third").activation, gaaf.GAAF)
+    assert copy.get_layer("first").activation is keras.activations.tanh
+    assert isinstance(copy.get_layer("second"), layers.ReLU)
+    x = np.linspace(-9, 9, 40).reshape(10, 4)
+    np.testing.assert_allclose(copy.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
 def test_functions_of_keras_count_wherever_they_come_from():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4, activation=ops.relu)])
     model.add(layers.Activation(ops.tanh))
@@ -464,8 +483,8 @@ def test_what_is_trainable():
 def test_a_copy_that_computes_something_else_is_refused(monkeypatch):
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.ReLU(name="bad")])
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4), inner, layers.Dense(2)])
-    right = gaaf._phi
-    monkeypatch.setattr(gaaf, "_phi", lambda x: right(x) and keras.activations.tanh)
+    right = gaaf._replaceable_phi
+    monkeypatch.setattr(gaaf, "_replaceable_phi", lambda x: right(x) and keras.activations.tanh)
     message = r"^model: allowed is .* the first layer whose output differs is 'bad'$"
     with pytest.raises(ValueError, match=message):
         gaaf.to_gaaf(model)
@@ -575,7 +594,7 @@ def test_weights_that_keras_has_numbered():
 
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(3, "relu")(Linear()(inputs)))
-    with pytest.warns(UserWarning, match=r"left as they are, .*: linear \(Linear\)"):
+    with pytest.warns(UserWarning, match=r"left as they are: linear \(Linear\)"):
         copy, replaced = gaaf.to_gaaf(model)
     assert replaced == 1
     require_close([model, copy], atol=1e-3)
