@@ -21,30 +21,33 @@ def key_of(line):
     That is (row, seed, epochs, data, settings, *setup, sources). The setup is the kind of device,
     versions and precision: other ones round in other ways. A row made by other code is another one.
     """
-    *run, sources = (line[column] for column in ("row", "seed", "epochs", "data", "sources"))
+    columns = "row", "seed", "epochs", "data", "sources"
+    *run, sources = (str(line[column]) for column in columns)
     settings = {"precision": "float32"} | json.loads(line.get("settings", "{}"))
     setup = line.get("device"), line.get("versions"), settings["precision"]
     return *run, json.dumps(settings, sort_keys=True), *setup, sources
 
 
 def same_code(lines):
-    """{digest of sources: that of the latest ones that make the same numbers}, as the lines show.
+    """{(sources, precision): the latest sources that make the same numbers}, as the lines show.
 
-    Two are taken to make the same if there are runs that both have made, on the same setup, some
-    of them with GAAF, and each of these ended alike, to the last digit. No third one may belie it.
+    Two are taken to make the same in a precision if there are runs in it that both have made, on
+    the same setup, some of them with GAAF, and each of these ended alike, to the last digit. No
+    third one may belie it. Another precision computes GAAF in another way, so it shows nothing.
     """
-    made, groups = {}, {}  # {code: its runs}; {latest code: (codes that make the same, their runs)}
+    made, groups = {}, {}  # {maker: its runs}; {latest maker: (those that make the same, runs)}
     for line in lines:
-        *run, code = key_of(line)
-        made.setdefault(code, {})[*run] = [line.get(column) for column in MEASURES]
-    for code, runs in made.items():
-        codes, together = [code], dict(runs)
+        *run, sources = key_of(line)
+        maker = sources, run[-1]
+        made.setdefault(maker, {})[*run] = [line.get(column) for column in MEASURES]
+    for maker, runs in made.items():
+        makers, together = [maker], dict(runs)
         for latest in [x for x, (_, theirs) in groups.items() if _agree(runs, theirs)]:
             others, theirs = groups.pop(latest)
-            codes += others
+            makers += others
             together |= theirs
-        groups[code] = codes, together
-    return {code: latest for latest, (codes, _) in groups.items() for code in codes}
+        groups[maker] = makers, together
+    return {maker: latest[0] for latest, (makers, _) in groups.items() for maker in makers}
 
 
 def _agree(runs, others):
@@ -73,24 +76,26 @@ class Row(NamedTuple):
 
 
 def study():
-    """{row: `Row`} of the rows that have been run: the longest runs, of these by the latest code.
+    """{row: `Row`} of the rows that have been run: the longest runs, all of one maker.
 
-    If these were made on several setups, the one with the most runs counts. Data sets but the one
-    with the most runs are left out. A plain row has none to compare it with.
+    Of several makers, those whose group has the plain row and the most runs count, of these the
+    latest. Data sets but the one with the most runs are left out. A plain row has none to compare
+    it with.
     """
     results, found, groups = read_csv(RESULTS), {}, {}
     data = statistics.mode(x["data"] for x in results)
     lines, same = [x for x in results if x["data"] == data], same_code(results)
-    latest = {same[x["sources"]]: i for i, x in enumerate(lines)}
-    for x in lines:
+    latest = {}
+    for i, x in enumerate(lines):
         row, seed, epochs, _, _, *setup, code = key_of(x)
-        group = groups.setdefault((int(epochs), (same[code], *setup)), {})
-        group.setdefault(row, {})[seed] = x
+        group = int(epochs), (same[code, setup[-1]], *setup)
+        groups.setdefault(group, {}).setdefault(row, {})[seed] = x
+        latest[group] = i
     for row in ROWS:
         ours = {group: rows[row] for group, rows in groups.items() if row in rows}
         if ours:
-            group = max(ours, key=lambda g: (g[0], latest[g[1][0]], len(ours[g])))
             plain = plain_row(row)
+            group = max(ours, key=lambda g: (g[0], plain in groups[g], len(ours[g]), latest[g]))
             versus = {} if plain == row else groups[group].get(plain, {})
             found[row] = Row(*group, ours[group], versus)
     return found
