@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import re
-import statistics
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import main
 from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
 from study import analysis, speed, why
-from study.analysis import accuracy, column, differences, in_words, loss, mean_of, penalty, study
-from study.rows import SHIFTS
+from study.analysis import accuracy, differences, in_words, loss, mean_of, p_in_words, study
+from study.rows import PREDICTIONS
 from training.files import read_csv, replace_file, write_text
 from training.settings import comments_of
 
@@ -30,6 +29,27 @@ FUNCTIONS = (
     ("GAAF_tanh", gaaf.GAAF("tanh")),
 )
 SHOWN_BY_DEPTH = ("relu", "GAAF_relu", "GAAF_relu, peak", "paper", "paper, peak", "bsilu")
+# The rows of the README's table, which decide.
+ANSWER = (
+    "paper",
+    "paper, peak",
+    "default",
+    "relu, weight decay 2e-4",
+    "v2, paper, peak",
+    "augmented, paper, peak",
+)
+# The groups of rows in the picture.
+GROUPS = {
+    "GAAF": ("paper", "paper, peak", "default", "bsilu"),
+    "relu with more weight decay": ("relu, weight decay 2e-4", "weight decay matched"),
+    "AdamW": ("AdamW, paper", "AdamW, paper, peak", "AdamW, default"),
+    "ResNet-20 v2": ("v2, paper, peak",),
+    "augmented, 200 epochs": (
+        "augmented, paper, peak",
+        "augmented, default",
+        "augmented, weight decay matched",
+    ),
+}
 # Test accuracy in the report of 2018, by the rows of the study.
 EARLIER = {
     "relu": 0.8084,
@@ -130,86 +150,99 @@ def growth_table():
 
 
 def study_table():
-    """A line for each row that has been run: its longest runs, and their differences to relu."""
-    header = ("row", "2018 report", "test", "− relu (Holm's p)", "best test", "training")
-    header += ("loss", "− relu (Holm's p)", "penalty", "runs", "epochs", "device", "code")
+    """A line for each row that has several seeds: its differences to relu, and what tests say."""
+    header = ("row", "seeds", "test", "relu's", "difference, paired", "unpaired", "p (Holm)")
+    header += (f"p, beyond ±{analysis.MARGIN}", "training loss − relu's", "on")
     lines, rows = [], study()
-    more, cost = differences(rows, accuracy), differences(rows, loss)
-    for row, (epochs, (sources, device, _, precision), found, _) in rows.items():
-        test = [accuracy(line) for line in found.values()]
-        spread = f" ± {np.std(test, ddof=1):.4f}" if len(test) > 1 else ""
-        lines.append(
-            (
-                row,
-                f"{EARLIER[row]:.4f}" if row in EARLIER else "",
-                f"{np.mean(test):.4f}{spread}",
-                in_words(more.get(row)),
-                f"{mean_of(found, column('best_test_accuracy')):.4f}",
-                f"{mean_of(found, column('train_accuracy')):.4f}",
-                f"{mean_of(found, loss):.3f}",
-                in_words(cost.get(row), digits=3),
-                f"{mean_of(found, penalty):.3f}".replace("nan", ""),
-                len(test),
-                epochs,
-                f"{device}, {precision.removeprefix('mixed_')}",
-                sources,
-            )
-        )
-    return table(header, lines)
-
-
-def answer_table():
-    """What several seeds say, in the columns that answer the question."""
-    rows, lines = study(), []
     more, cost = differences(rows, accuracy), differences(rows, loss)
     for row, found in rows.items():
         if len(found.runs) > 1 and found.plain:
             means = (f"{mean_of(x, accuracy):.4f}" for x in (found.runs, found.paired))
-            versus = in_words(more.get(row)), in_words(cost.get(row), digits=3)
-            lines.append((row, *means, *versus, len(found.runs)))
-    header = ("row", "test accuracy", "relu's", "difference (Holm's p)", "training loss − relu's")
+            versus = *_in_cells(more[row]), in_words(cost[row], digits=3)
+            lines.append((row, len(found.paired), *means, *versus, _setup(found)))
+    return table(header, lines)
+
+
+def _in_cells(difference):
+    unpaired = "" if difference.unpaired is None else f"± {difference.unpaired:.4f}"
+    p = p_in_words(difference.p), p_in_words(difference.equivalence)
+    return in_words(difference), unpaired, *p
+
+
+def _setup(found):
+    """What the runs of a row were made on."""
+    _, device, _, precision = found.made_by
+    return f"{device}, {precision.removeprefix('mixed_')}"
+
+
+def single_table():
+    """A line for each row that has one seed, beside the report of 2018."""
+    lines, rows = [], study()
+    more, cost = differences(rows, accuracy), differences(rows, loss)
+    for row, found in rows.items():
+        if len(found.runs) == 1 and found.plain:
+            report = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
+            test = f"{mean_of(found.runs, accuracy):.4f}"
+            versus = in_words(more[row]), in_words(cost[row], digits=3)
+            lines.append((row, report, test, *versus))
+    header = ("row", "test in 2018", "test", "− relu's (or tanh's)", "training loss − relu's")
+    return table(header, lines)
+
+
+def answer_table():
+    """The rows that decide, in the columns that answer the question."""
+    rows, lines = study(), []
+    more, cost = differences(rows, accuracy), differences(rows, loss)
+    for row in ANSWER:
+        means = (f"{mean_of(x, accuracy):.4f}" for x in (rows[row].runs, rows[row].paired))
+        versus = in_words(more[row]), p_in_words(more[row].p), in_words(cost[row], digits=3)
+        lines.append((row, *means, *versus, len(rows[row].runs)))
+    header = ("row", "test accuracy", "relu's", "difference", "p (Holm)", "training loss − relu's")
     return table((*header, "runs"), lines)
 
 
-def plot_study(path):
-    """Draws accuracy against the shift, ours and the report's; and all differences to relu."""
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    by_shift, *versus = figure.subplots(1, 3)
-    found = study()
-    shifts = [x for row, x in found.items() if row in EARLIER and row.startswith("shift")]
-    common = statistics.mode(x[:2] for x in shifts)  # epochs and maker: others would mislead
-    shown = next(x for x in shifts if x[:2] == common)
-    means = {row: mean_of(x.runs, accuracy) for row, x in found.items() if x[:2] == common}
-    means["relu"] = mean_of(shown.paired, accuracy)
-    curves = {"2018, 200 epochs": EARLIER, f"ours, {shown.epochs} epochs": means}
-    for i, (label, accuracies) in enumerate(curves.items()):
-        shifts = [shift for shift in SHIFTS if f"shift {shift:g}" in accuracies]
-        values = [accuracies[f"shift {shift:g}"] for shift in shifts]
-        by_shift.plot(shifts, values, f"C{i}.-", label=f"GAAF_relu, {label}")
-        by_shift.axhline(accuracies["relu"], color=f"C{i}", ls="--", label=f"relu, {label}")
-    by_shift.set(xlabel="shift, slope 1 (s reaches further below zero to the right)")
-    by_shift.set(ylabel="test accuracy, last epoch")
-    by_shift.legend(fontsize="small")
+def contrasts_table():
+    """What was predicted of the differences that decide, and what came out."""
+    lines = []
+    for (row, other), prediction in PREDICTIONS.items():
+        found = study({row: other})
+        difference = differences(found, accuracy).get(row)
+        cells = (
+            (len(found[row].paired), *_in_cells(difference)) if difference else ("", "no run yet")
+        )
+        lines.append((f"{row} − {other}", prediction, *cells, *[""] * (5 - len(cells))))
+    header = ("difference of test accuracy", "prediction", "seeds", "paired", "unpaired")
+    return table((*header, "p", f"p, beyond ±{analysis.MARGIN}"), lines)
 
-    measures = {"test accuracy": accuracy, "training loss": loss}
-    for axes, (name, measure) in zip(versus, measures.items(), strict=True):
-        plot_differences(axes, found, measure)
-        axes.set(xlabel=f"{name} − that of relu (or tanh)")
-    versus[1].set_yticklabels([])
-    for axes in (by_shift, *versus):
-        axes.grid(alpha=0.3)
+
+def plot_study(path):
+    """Draws the differences to relu of the rows with several seeds, in groups."""
+    found = study()
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, measure in ((left, accuracy), (right, loss)):
+        names = plot_differences(axes, differences(found, measure))
+        axes.axvline(0, color="k", lw=1)
+        axes.grid(alpha=0.3, axis="x")
+    left.set_yticks([-y for y in range(len(names))], names)
+    left.axvspan(-analysis.MARGIN, analysis.MARGIN, color="k", alpha=0.1)
+    left.set(xlabel=f"test accuracy − relu's (grey: within ±{analysis.MARGIN})")
+    right.set(xlabel="training loss − relu's")
+    figure.suptitle("means of several seeds, with their 95 % intervals", fontsize="medium")
     save(figure, path, analysis.RESULTS)
 
 
-def plot_differences(axes, found, measure):
-    """Draws a line for each row that has a plain one to be compared with."""
-    rows = differences(found, measure)
-    for y, (mean, half, _) in enumerate(reversed(rows.values())):
-        face = "none" if half is None else "C1"
-        axes.errorbar(mean, y, xerr=half, fmt="o", color="C1", mfc=face, capsize=3)
-    axes.set_yticks(range(len(rows)), reversed(rows))
-    axes.axvline(0, color="k", lw=1)
-    axes.set_title("95 % interval; hollow: one run", fontsize="small")
+def plot_differences(axes, rows):
+    """Draws a line for each row, below the name of its group; returns the names, from the top."""
+    names = []
+    for color, (group, members) in enumerate(GROUPS.items()):
+        shown = [row for row in members if row in rows and rows[row].paired is not None]
+        if shown:
+            names += [f"{group}:", *shown]
+        for y, row in enumerate(shown, len(names) - len(shown)):
+            mean, half, *_ = rows[row]
+            axes.errorbar(mean, -y, xerr=half, fmt="o", color=f"C{color}", capsize=3)
+    return names
 
 
 def speed_table():
@@ -267,6 +300,8 @@ TABLES = {
     "networks": networks_table,
     "growth": growth_table,
     "study": study_table,
+    "single": single_table,
+    "contrasts": contrasts_table,
     "answer": answer_table,
     "speed": speed_table,
 }

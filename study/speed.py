@@ -27,7 +27,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import main  # noqa: E402
-from study.experiments import in_words  # noqa: E402
+from study.runs import in_words  # noqa: E402
 from study.why import compiled  # noqa: E402
 from training import devices, report, tensorflow_cpu  # noqa: E402
 from training.data import Data  # noqa: E402

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,14 +12,14 @@ import filelock
 import keras
 import numpy as np
 import pytest
-from backends import derivatives, once
+import scipy.special
+from backends import once
 from processes import python
 
-import gaaf
 import main
 from docs import make
 from study import analysis, experiments, rows
-from study.b_silu import b_silu
+from study import runs as study_runs
 from training.files import read_csv, read_history, write_csv
 from training.settings import check, parse
 
@@ -26,10 +27,11 @@ from training.settings import check, parse
 def test_every_row_has_settings_that_main_takes(tmp_path):
     for row in rows.ROWS:
         run = experiments.Run(row, 0, 20, "digits", folder=tmp_path)
-        settings, _ = parse(main.Settings, "", run.flags())
+        settings, _ = parse(main.Settings, "", run.command()[2:])
         check(settings)
         assert rows.plain_row(row) in rows.ROWS
     assert set(make.EARLIER) < set(rows.ROWS)
+    assert {row for pair in rows.PREDICTIONS for row in pair} < set(rows.ROWS)
 
 
 def test_the_plain_row_is_of_the_same_network():
@@ -44,10 +46,9 @@ def test_the_plain_row_is_of_the_same_network():
 @once
 def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys):
     small = {"depth": 8, "batch_size": 64}
-    settings = {"paper": {"slope": 5, **small}}
-    settings["B-SiLU"] = {"activation": "b_silu", "data_augmentation": True, **small}
-    settings["B-SiLU"]["precision"] = "mixed_bfloat16"
-    monkeypatch.setattr(experiments, "ROWS", settings)
+    settings = {"paper": {"slope": 5, **small}, "AdamW, relu": {"activation": "relu", **small}}
+    settings["AdamW, relu"] |= {"optimizer": "adamw", "precision": "mixed_bfloat16"}
+    monkeypatch.setattr(study_runs, "ROWS", settings)
     results = tmp_path / "results.csv"
     runs = [experiments.Run(row, 0, 1, str(npz), folder=tmp_path / "runs") for row in settings]
     experiments.train(runs, at_once=2, results=results)
@@ -61,46 +62,53 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
         assert json.loads(line["settings"]) == {"precision": "float32"} | settings[line["row"]]
         assert line["data"] == "small" and "keras" in line["versions"] and int(line["seconds"]) > 0
         assert run.key == analysis.key_of(line)
-        assert (line["device"], line["versions"]) == experiments.setup()
-        model = keras.models.load_model(run.directory / "final.keras")
+        assert (line["device"], line["versions"]) == study_runs.setup()
+        model = keras.models.load_model(run.directory / "final.keras", compile=False)
         kernels = [w.numpy() for w in model.trainable_weights if len(w.shape) == 4]
-        penalty = 1e-4 * sum((kernel**2).sum() for kernel in kernels)
+        squares = sum((kernel**2).sum() for kernel in kernels)
+        assert float(line["squares"]) == pytest.approx(squares, rel=1e-4)
+        penalty = 0 if "AdamW" in run.row else 1e-4 * squares
         assert float(line["penalty"]) == pytest.approx(penalty, rel=1e-4)
+
+    # Another machine needs three small files of each run, to collect the same lines.
+    for run in runs:
+        there = tmp_path / "brought" / run.directory.name
+        there.mkdir(parents=True)
+        for name in ("run.json", "config.json", "history.csv"):
+            shutil.copy(run.directory / name, there / name)
+    collected = tmp_path / "collected.csv"
+    assert study_runs.collect(tmp_path / "brought", collected) == 2
+    assert study_runs.collect(tmp_path / "brought", collected) == 0  # they are there
+    assert sorted(map(str, read_csv(collected))) == sorted(map(str, lines))
 
     monkeypatch.setattr(experiments.Run, "train", None)  # nothing is left to train
     experiments.train(runs, at_once=2, results=results)
     assert "2 of 2 runs are done" in capsys.readouterr().out
     assert read_csv(results) == lines
     with monkeypatch.context() as patch, pytest.raises(TypeError):  # by other code, all are
-        patch.setattr(experiments, "code", lambda: "other code")
+        patch.setattr(study_runs, "code", lambda: "other code")
         experiments.train(runs, at_once=2, results=results)
-
-
-def test_the_slope_of_b_silu_is_that_of_the_shape_of_its_name():
-    x = np.linspace(-10, 10, 401)
-    slope, surrogate = (
-        derivatives(f, x)[0] for f in (b_silu, gaaf.GAAF("relu", wave=None, shape="bsilu"))
-    )
-    np.testing.assert_allclose(slope, surrogate, atol=1e-6)
-    assert float(b_silu(np.float32(0))) == pytest.approx(0)
 
 
 LINE = {"test_accuracy": 0.5, "data": "digits", "sources": ""}
 
 
 def test_a_run_that_fails_is_told_and_keeps_nobody_else_from_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments.Run, "result", lambda run, _: LINE | run._asdict())
+    lines = {}
+    monkeypatch.setattr(experiments, "result_of", lambda directory: LINE | lines[directory])
+    monkeypatch.setattr(study_runs, "squares_of", lambda path: 1.0)
     failing = experiments.Run("relu", 0, 1, "missing.npz", folder=tmp_path)
     others = [failing._replace(seed=seed, data="digits") for seed in (1, 2)]
     monkeypatch.setattr(
         experiments.Run,
         "command",
         lambda run: (
-            [sys.executable, experiments.ROOT / "main.py", *run.flags()]
+            [sys.executable, study_runs.ROOT / "main.py", "--data", run.data]
             if run is failing
             else [sys.executable, "-c", ""]
         ),
     )
+    lines |= {run.directory: run._asdict() for run in others}
     with pytest.raises(RuntimeError, match=r"^relu, seed 0: see .*log\.txt$"):
         experiments.train([failing, *others], at_once=1, results=tmp_path / "results.csv")
     assert "missing.npz" in (failing.directory / "log.txt").read_text()
@@ -131,7 +139,8 @@ def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     started = []
-    monkeypatch.setattr(experiments.subprocess, "Popen", popen)
+    monkeypatch.setattr(study_runs, "setup", lambda: ("GPU", "keras 3"))  # asks another process
+    monkeypatch.setattr(study_runs.subprocess, "Popen", popen)
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "false")  # what the user says goes
     with pytest.raises(KeyboardInterrupt):
@@ -151,8 +160,9 @@ def test_what_is_not_known_yet_is_left_out():
     }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"some", "same"}
-    assert found["some"][0] == pytest.approx(0.15) and np.isfinite(found["some"][2])
-    assert analysis.in_words(found["same"]) == "+0.0000 ± 0.0000"  # of which there is no t-test
+    assert found["some"].mean == pytest.approx(0.15) and np.isfinite(found["some"].p)
+    assert analysis.in_words(found["same"]) == "+0.0000 ± 0.0000"
+    assert found["same"].p is None  # there is no t-test of them
 
 
 def test_runs_on_other_data_or_of_other_code_are_not_mixed_in(tmp_path, monkeypatch):
@@ -199,9 +209,14 @@ def test_runs_of_other_devices_or_versions_are_not_compared(tmp_path, monkeypatc
 
     # Nor do other numbers on another device say that the code makes others.
     other = [RUN | {"seed": "0", "sources": x, "device": x, "test_accuracy": x} for x in "ab"]
-    assert analysis.same_code(other) == {"a": "a", "b": "b"}
+    assert same_float32(other) == {"a": "a", "b": "b"}
     both = [RUN | {"seed": "1", "sources": x, "device": "c", "test_accuracy": "1"} for x in "ab"]
-    assert analysis.same_code([*other, *both]) == {"a": "b", "b": "b"}
+    assert same_float32([*other, *both]) == {"a": "b", "b": "b"}
+
+
+def same_float32(lines):
+    same = analysis.same_code(lines)
+    return {sources: latest for (sources, precision), latest in same.items() if "32" in precision}
 
 
 RUN = {"row": "paper", "epochs": "20", "data": "a", "best_test_accuracy": "0.9"}
@@ -226,27 +241,39 @@ def test_codes_that_make_the_same_numbers_of_a_run_count_as_one(order):
         "d": made("d", s1="0.510001", s0="0.5"),
     }
     lines = sum((lines[code] for code in order), made("e", s4="0.5"))
-    same = analysis.same_code(lines)
+    same = same_float32(lines)
     assert same["a"] == same["b"] == same["c"] == max("abc", key=order.index)  # the latest
     assert (same["d"], same["e"]) == ("d", "e")
 
 
 def test_relu_says_nothing_of_codes_with_other_accelerations():
     lines = [RUN | {"row": "relu", "seed": "0", "sources": x, "test_accuracy": "1"} for x in "ab"]
-    assert analysis.same_code(lines) == {"a": "a", "b": "b"}
-    assert analysis.same_code([*lines, *made("a", s1="2"), *made("b", s1="2")])["a"] == "b"
+    assert same_float32(lines) == {"a": "a", "b": "b"}
+    assert same_float32([*lines, *made("a", s1="2"), *made("b", s1="2")])["a"] == "b"
+
+
+def test_float32_ties_codes_in_half_precision_too_unless_that_belies_it():
+    def in_bfloat16(lines):
+        settings = json.dumps(rows.ROWS["paper"] | {"precision": "mixed_bfloat16"})
+        return [line | {"settings": settings} for line in lines]
+
+    lines = made("a", s0="1") + made("b", s0="1")
+    lines += in_bfloat16(made("a", s1="2") + made("b", s2="2"))
+    assert analysis.same_code(lines)["a", "mixed_bfloat16"] == "b"
+    same = analysis.same_code(lines + in_bfloat16(made("b", s1="3")))
+    assert same["a", "float32"] == "b" and same["a", "mixed_bfloat16"] == "a"
 
 
 def test_a_code_is_not_that_of_others_if_one_of_them_belies_it():
     lines = made("a", s0="0.5", s1="0.51") + made("b", s0="0.5", s3="0.53")
     lines += made("c", s3="0.53", s1="0.999")
-    assert analysis.same_code(lines) == {"a": "b", "b": "b", "c": "c"}
+    assert same_float32(lines) == {"a": "b", "b": "b", "c": "c"}
 
 
 def test_a_row_whose_settings_have_changed_is_not_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "setup", lambda: (None, None))
+    monkeypatch.setattr(study_runs, "setup", lambda: (None, None))
     run = experiments.Run("paper", 0, 20, "a", folder=tmp_path)
-    (line,) = made(experiments.code(), **{"0": "0.5"})
+    (line,) = made(study_runs.code(), **{"0": "0.5"})
     assert experiments.is_done(run, [line])
     monkeypatch.setitem(rows.ROWS, "paper", rows.ROWS["paper"] | {"slope": 6})
     assert not experiments.is_done(run, [line])
@@ -263,12 +290,15 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
 
     def train(run, processes):
         trained.append(run.seed)
-        return made(code, **{str(run.seed): accuracy})[0]
+
+    def result_of(directory):
+        return made(code, **{str(trained[-1]): accuracy})[0]
 
     runs = [experiments.Run("paper", seed, 20, "a", folder=tmp_path) for seed in range(3)]
     monkeypatch.setattr(experiments.Run, "train", train)
-    monkeypatch.setattr(experiments, "code", lambda: code)
-    monkeypatch.setattr(experiments, "setup", lambda: (None, None))
+    monkeypatch.setattr(experiments, "result_of", result_of)
+    monkeypatch.setattr(study_runs, "code", lambda: code)
+    monkeypatch.setattr(study_runs, "setup", lambda: (None, None))
     results = tmp_path / "results.csv"
     for code, accuracy, expected in (  # noqa: B007 - as train has it
         ("first", 0.5, [0, 1, 2]),
@@ -290,17 +320,20 @@ def test_two_processes_may_write_the_results(tmp_path):
         from study import experiments
 
         experiments.is_done = lambda *_: False
-        line = {{"row": "relu", "test_accuracy": 0.5}}
-        experiments.Run.train = lambda *_: print("trained", flush=True) or line
+        line = {{"row": "relu", "test_accuracy": 0.5, "seed": 0, "epochs": 1, "data": "a"}}
+        line["sources"] = "f"
+        experiments.Run.train = lambda *_: print("trained", flush=True)
+        experiments.result_of = lambda directory: line
         run = experiments.Run("relu", 0, 20, "a")
         experiments.train([run], 1, pathlib.Path({str(results)!r}))
     """
     with filelock.FileLock(f"{results}.lock"):
         command = [sys.executable, "-c", code]
-        other = subprocess.Popen(command, cwd=experiments.ROOT, stdout=subprocess.PIPE, text=True)
+        other = subprocess.Popen(command, cwd=study_runs.ROOT, stdout=subprocess.PIPE, text=True)
         assert "trained\n" in iter(other.stdout.readline, "")
         time.sleep(0.5)
-        write_csv(results, [{"row": "paper", "test_accuracy": 0.6}])
+        line = {"row": "paper", "test_accuracy": 0.6, "seed": 0, "epochs": 1, "data": "a"}
+        write_csv(results, [line | {"sources": "f"}])
     other.communicate()
     assert other.returncode == 0
     assert [line["row"] for line in read_csv(results)] == ["paper", "relu"]
@@ -308,7 +341,9 @@ def test_two_processes_may_write_the_results(tmp_path):
 
 def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
     run = experiments.Run("relu", 0, 20, "a", "mixed_bfloat16", tmp_path)
-    assert "--precision=mixed_bfloat16" in run.flags()
+    assert "--precision=mixed_bfloat16" in run.command()
+    monkeypatch.setattr(study_runs, "setup", lambda: (None, None))
+    monkeypatch.setattr(study_runs, "code", lambda: "f")
     assert run.directory != run._replace(precision="float32").directory
     columns = ("row", "seed", "epochs", "data", "test_accuracy", "sources", "settings")
     bfloat16 = json.dumps(run.settings)
@@ -323,8 +358,6 @@ def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
         "paper": "mixed_bfloat16",
     }
     assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
-    monkeypatch.setattr(experiments, "setup", lambda: (None, None))
-    monkeypatch.setattr(experiments, "code", lambda: "f")
     done = [line | {"device": None, "versions": None} for line in read_csv(analysis.RESULTS)]
     runs = run, run._replace(seed=1), run._replace(seed=1, precision="float32")
     assert [experiments.is_done(run, done) for run in runs] == [True, False, True]
@@ -332,10 +365,10 @@ def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
 
 def test_what_another_setup_has_made_is_not_done_here(tmp_path, monkeypatch):
     run = experiments.Run("paper", 0, 20, "a", folder=tmp_path)
-    (line,) = made(experiments.code(), **{"0": "0.5"})
+    (line,) = made(study_runs.code(), **{"0": "0.5"})
     line |= {"device": "GPU", "versions": "keras 3"}
     for setup, done in ((("GPU", "keras 3"), True), (("CPU", "keras 3"), False)):
-        monkeypatch.setattr(experiments, "setup", lambda setup=setup: setup)
+        monkeypatch.setattr(study_runs, "setup", lambda setup=setup: setup)
         assert experiments.is_done(run, [line]) == done
 
 
@@ -356,11 +389,50 @@ def test_differences_are_paired_by_seed():
     }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"three", "one"}
-    assert analysis.in_words(found["three"]) == "+0.0200 ± 0.0248 (p 0.074)"
-    assert analysis.in_words(found["three"], digits=3) == "+0.020 ± 0.025 (p 0.074)"
-    assert analysis.in_words(found["one"]) == "+0.0100 (one run)"
-    assert analysis.in_words((0.01, 0.001, 0.0002)) == "+0.0100 ± 0.0010 (p < 0.001)"
-    assert analysis.in_words(found.get("alone")) == ""
+    assert analysis.in_words(found["three"]) == "+0.0200 ± 0.0248"
+    assert analysis.in_words(found["three"], digits=3) == "+0.020 ± 0.025"
+    assert analysis.p_in_words(found["three"].p) == "0.074"
+    assert analysis.in_words(found["one"]) == "+0.0100"
+    assert analysis.p_in_words(0.0002) == "< 0.001"
+    assert analysis.in_words(found.get("alone")) == analysis.p_in_words(None) == ""
+
+
+def test_the_unpaired_interval_is_that_of_welch():
+    """By its formula: t of the Welch-Satterthwaite degrees of freedom, times the standard error."""
+    ours, theirs = [0.61, 0.64, 0.66], [0.60, 0.61, 0.63, 0.64]
+    pair = analysis.Row(20, (), runs(*ours), runs(*theirs))
+    found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
+    a, b = np.var(ours, ddof=1) / 3, np.var(theirs, ddof=1) / 4
+    freedom = (a + b) ** 2 / (a**2 / 2 + b**2 / 3)
+    half = scipy.special.stdtrit(freedom, 0.975) * np.sqrt(a + b)
+    assert found.unpaired == pytest.approx(half, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "shift, shown", [(0.0, True), (0.002, True), (0.0039, False), (0.1, False)]
+)
+def test_equivalence_is_shown_where_the_90_percent_interval_is_within_the_margin(shift, shown):
+    values = shift + 0.002 * np.array([-1, 1, -0.5, 0.5, 0, 0, -1, 1])
+    plain = runs(*[0.7] * 8)
+    pair = analysis.Row(20, (), runs(*(0.7 + values)), plain)
+    found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
+    half = scipy.special.stdtrit(7, 0.95) * values.std(ddof=1) / np.sqrt(8)
+    assert (abs(values.mean()) + half < analysis.MARGIN) == shown  # what the test is to say
+    assert (found.equivalence < 0.05) == shown
+    few = analysis.Row(20, (), dict(list(pair.runs.items())[:7]), plain)
+    assert analysis.differences({"row": few}, analysis.accuracy)["row"].equivalence is None
+
+
+def test_a_row_is_compared_with_the_one_that_a_contrast_names(tmp_path, monkeypatch):
+    columns = ("row", "seed", "epochs", "data", "test_accuracy", "sources")
+    lines = [("relu", 0, 20, "a", 0.5, "f"), ("weight decay matched", 0, 20, "a", 0.6, "f")]
+    lines += [("default", 0, 20, "a", 0.7, "f")]
+    write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
+    monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
+    for other, expected in (("relu", 0.2), ("weight decay matched", 0.1)):
+        found = analysis.differences(analysis.study({"default": other}), analysis.accuracy)
+        assert found["default"].mean == pytest.approx(expected)
+    assert analysis.study({"AdamW, default": "AdamW, relu"}) == {}  # no run yet
 
 
 def test_p_is_corrected_for_the_number_of_rows():
@@ -370,16 +442,16 @@ def test_p_is_corrected_for_the_number_of_rows():
     rows |= {"much": analysis.Row(20, (), runs(0.60, 0.61, 0.62, 0.63), plain)}
     rows |= {"some": analysis.Row(20, (), runs(0.5, 0.51, 0.52, 0.53), plain)}
     alone = {
-        row: analysis.differences({row: pair}, analysis.accuracy)[row][2]
+        row: analysis.differences({row: pair}, analysis.accuracy)[row].p
         for row, pair in rows.items()
     }
-    together = {row: p for row, (_, _, p) in analysis.differences(rows, analysis.accuracy).items()}
+    together = {row: x.p for row, x in analysis.differences(rows, analysis.accuracy).items()}
     assert alone["much"] < alone["some"] < alone["little"]
     assert together["much"] == pytest.approx(3 * alone["much"])
     assert together["some"] == pytest.approx(2 * alone["some"])
     assert together["little"] == pytest.approx(alone["little"])
     same = dict.fromkeys("abc", rows["some"])  # none may get a smaller p than the one before it
-    values = {p for _, _, p in analysis.differences(same, analysis.accuracy).values()}
+    values = {x.p for x in analysis.differences(same, analysis.accuracy).values()}
     assert values == {min(1, 3 * alone["some"])}
 
 
