@@ -21,35 +21,36 @@ if TYPE_CHECKING:
 class Settings:
     # The network. Each comment is also the help text of the flag of that name.
     version: int = 1  # ResNet version, 1 or 2
-    depth: int = 20  # layers; version 1: 20, 32, 44, 56, 110, 164, 1001; 2: 20, 56, 110, 164, 1001
-    activation: str = "GAAF_relu"  # GAAF_relu, GAAF_tanh, relu, …: any of Keras, with GAAF_ or not
+    depth: int = 20  # layers: 6n+2 or 9n+2 (version 2: 9n+2), such as 20, 56, 110, 164, 1001
+    activation: str = "GAAF_relu"  # any Keras activation, with GAAF_ before it or not
 
     # The parameters of GAAF.
-    shift: float = -1.0  # the sigmoid of GAAF_relu has its centre at x = -shift
+    shift: float = -1.0  # the centre of GAAF_relu's sigmoid is x = -shift
     slope: float = 1.0  # steepness of that sigmoid
-    frequency: float = 10_000.0  # K, sawtooth periods per unit of x
-    wave: str = "floor"  # floor, round (slope alternates), or none (K → ∞, only gradients change)
-    shape: str = "auto"  # sigmoid (relu's auto), gaussian (tanh's auto), none, bsilu, nelu, leaky
-    gain: float | str = "peak"  # of gradients; peak: the largest slope becomes 1; 1: the paper's
+    frequency: float = 10_000.0  # K, periods of the sawtooth per unit of x
+    wave: str = "floor"  # floor; round: slope alternates; none: values of φ, only gradients change
+    shape: str = "auto"  # auto (relu: sigmoid, tanh: gaussian), none, bsilu, nelu, leaky
+    gain: float | str = "peak"  # factor of gradients; peak: largest slope becomes 1; paper: 1
 
     # The data.
-    data: str = "cifar10"  # cifar10, cifar100, digits, or path of an .npz or official .tar.gz
+    data: str = "cifar10"  # cifar10, cifar100, digits, or the path of an .npz or official .tar.gz
     data_augmentation: bool = False  # random flips, and shifts of up to 10 %
     subtract_pixel_mean: bool = True  # subtract the mean training image
+    validation: float = 0.0  # share of the training images that stands in for test images
 
     # The training.
     batch_size: int = 128  # images per step
-    epochs: int = 200  # passes over the training images; the schedule scales with it
+    epochs: int = 200  # passes over the training images; the schedule scales with them
     optimizer: str = "adam"  # adam, adamw, or sgd (Nesterov momentum 0.9)
-    learning_rate: float | str = "auto"  # at the start; auto: 1e-3 for adam and adamw, 0.1 for sgd
+    learning_rate: float | str = "auto"  # first learning rate; auto: 0.1 for sgd, else 1e-3
     schedule: str = "step"  # step (down at 40, 60, 80 and 90 % of the epochs), cosine, constant
     weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: decoupled, as strong as plain SGD's
     precision: str = "float32"  # float32, mixed_bfloat16 or mixed_float16
-    seed: int = 0  # of initial weights, order and augmentation
-    gradient_histograms: bool = False  # of each activation, into the TensorBoard logs
-    output_dir: str = "auto"  # where the results go; auto: runs/<name from the settings>
-    overwrite: bool = False  # replace the run in that directory, instead of going on with it
-    ignore_changes: bool = False  # go on with it though code, optimizer or data have changed
+    seed: int = 0  # for initial weights, order and augmentation
+    gradient_histograms: bool = False  # write each activation's gradient into the TensorBoard logs
+    output_dir: str = "auto"  # where the results go; auto: runs/<name made from the settings>
+    overwrite: bool = False  # replace the run in that directory instead of going on with it
+    ignore_changes: bool = False  # go on although code, optimizer or data have changed
 
 
 def train(
@@ -80,17 +81,17 @@ def train(
 
     from training import devices
     from training.callbacks import require_compatible
-    from training.data import load
+    from training.data import hold_out, load
     from training.model import build, optimizer, require_buildable
     from training.run import Run
 
     devices.join()
     require_buildable(settings)
     require_compatible(settings, callbacks)
-    data = load(settings.data)
+    data, test = hold_out(load(settings.data), settings.validation, settings.seed)
     devices.require_shareable(settings, data)
     keras.utils.set_random_seed(settings.seed)
-    with devices.parallel(), Run(settings, data) as run:
+    with devices.parallel(), Run(settings, data, test) as run:
         model = build(settings, data)
         model.compile(
             optimizer=optimizer(settings, model),
@@ -99,7 +100,7 @@ def train(
             jit_compile=devices.jit_compile(),
         )
         run.begin(model)
-        history = model.fit(epochs=settings.epochs, **run.fit(callbacks))
+        history = model.fit(epochs=settings.epochs, **run.fit_arguments(callbacks))
         run.report()
     return history
 

@@ -20,7 +20,7 @@ from main import Settings
 from study.analysis import RESULTS, key_of
 from study.rows import ROWS
 from training.files import read_csv, read_history, write_csv, write_text
-from training.identity import identity_of
+from training.identity import sources_of
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "experiments"
@@ -125,6 +125,12 @@ def result_of(directory):
         for name in (FINISHED, "config.json")
     )
     rows = read_history(directory / "history.csv")
+    makers = [{**stretch, "first_epoch": 1} for stretch in config["stretches"]]
+    if any(maker != makers[0] for maker in makers):
+        raise RuntimeError(
+            f"{directory}: its epochs were not all trained by the same code and setup"
+        )
+    made_by = makers[0]
     settings, squares = config["settings"], finished["squares"]
     in_the_loss = settings["optimizer"] != "adamw"
     return {
@@ -139,10 +145,10 @@ def result_of(directory):
         "squares": squares,
         "seconds": finished["seconds"],
         "data": Path(settings["data"]).stem,
-        "device": config["device"],
-        "versions": in_words(config["versions"]),
+        "device": made_by["device"],
+        "versions": in_words(made_by["versions"]),
         "settings": json.dumps(finished["settings"]),
-        "sources": digest_of(config["sources"]),
+        "sources": digest_of(made_by["sources"]),
     }
 
 
@@ -169,7 +175,7 @@ def digest_of(what):
 @functools.cache  # of the code that this process began with
 def code():
     """The digest of the code that would train now."""
-    return digest_of(identity_of(Settings())["sources"])
+    return digest_of(sources_of(Settings))
 
 
 def print_setup():

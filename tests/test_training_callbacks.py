@@ -1,5 +1,6 @@
 """What happens while `fit` trains: signals, a NaN loss, TensorBoard, and what is told meanwhile."""
 
+import re
 import signal
 import threading
 
@@ -13,8 +14,10 @@ from training.console import Interrupted, NotFinite
 from training.tensorboard import TensorBoard
 
 
-def test_signals_are_caught_once_and_given_back():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("is_program", [True, False])
+def test_signals_are_caught_once_and_given_back(is_program, monkeypatch):
+    monkeypatch.setattr(callbacks.console, "is_program", lambda: is_program)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with callbacks.StopOnSignal() as stop:
         stop.on_train_batch_begin(0)
         signal.raise_signal(signal.SIGINT)
@@ -22,10 +25,11 @@ def test_signals_are_caught_once_and_given_back():
             stop.on_train_batch_begin(1)
         with pytest.raises(Interrupted):
             stop.on_test_batch_begin(0)
-        # The second one is the system's: it ends the process at once, in C++ code as well.
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) is before
+        # The second one ends the program at once, in C++ code as well; a script goes on to its
+        # `finally`, as Ctrl-C raises KeyboardInterrupt there.
+        second = (signal.SIG_DFL, signal.SIG_DFL) if is_program else before
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == second
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize(
@@ -55,14 +59,32 @@ def test_without_signals_in_a_thread_it_trains_too():
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_finite_is_told_with_its_place(loss):
+    """Of its first step, in whatever order Keras' threads tell of the steps."""
     stop = callbacks.StopOnNotFinite()
     stop.on_epoch_begin(4)
-    stop.on_train_batch_end(6, {"loss": 1e30})
-    with pytest.raises(NotFinite, match="in epoch 5, step 8"):
-        stop.on_train_batch_end(7, {"loss": loss})
+    for step in (0, 2, 3, 5, 4):
+        stop.on_train_batch_end(step, {"loss": 1e30 if step < 4 else loss})
+        stop.on_train_batch_begin(6)  # it waits to hear of the second step
+    with pytest.raises(NotFinite, match="in epoch 5, step 5"):
+        stop.on_train_batch_end(1, {"loss": 1e30})
+        stop.on_train_batch_begin(7)
+    with pytest.raises(NotFinite, match="in epoch 5, step 5"):
+        stop.on_epoch_end(4, {"val_loss": 1.0})
+    stop.on_epoch_begin(4)
     stop.on_epoch_end(4, {"loss": 1.0, "val_loss": 1e30})
     with pytest.raises(NotFinite, match=r"the test loss became .* after epoch 5"):
         stop.on_epoch_end(4, {"loss": 1.0, "val_loss": loss})
+
+
+def test_the_time_to_compile_is_told_once_whatever_threads_do(capsys):
+    progress = callbacks.Progress(epochs=2)
+    for epoch in (0, 1):
+        progress.on_epoch_begin(epoch)
+        for step in (0, 1):
+            progress.on_train_batch_begin(step)
+        for step in (1, 0, 2):
+            progress.on_train_batch_end(step)
+    assert len(re.findall(r"\d s\n", capsys.readouterr().out)) == 1
 
 
 def test_the_time_that_is_left_is_that_of_the_whole_run(monkeypatch, capsys):

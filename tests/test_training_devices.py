@@ -62,7 +62,7 @@ def test_devices_train_as_one_does(devices, flags, small):
         assert run.returncode == 0, run.stderr
         said[n] = run.stdout
         config = json.loads((small / f"run{n}" / "config.json").read_text())
-        assert config["devices"] == n
+        assert config["stretches"][0]["devices"] == n
         assert ("which share each batch" in run.stdout) == (n > 1)
     require_same_training(said[devices], said[1])
     model = keras.models.load_model(small / f"run{devices}" / "final.keras")  # on one device
@@ -92,7 +92,7 @@ def test_a_batch_that_does_not_divide_is_refused(small):
     run = python(str(SCRIPT), "4", *FLAGS, "--batch-size=18", "--output-dir=new", cwd=small)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.splitlines()[-1] == (
-        "main.py: error: batch_size: allowed with 4 devices is a multiple of 4, such as 16; "
+        "main.py: error: --batch-size: allowed with 4 devices is a multiple of 4, such as 16; "
         "received 18"
     )
     assert not (small / "new").exists()
@@ -175,7 +175,7 @@ def test_how_it_trains_here_is_told(monkeypatch):
         monkeypatch.setattr(devices, "count", lambda n=n: n)
         plain = tensorflow and (kind == "CPU" or n == 2)
         assert devices.jit_compile() == (False if plain else "auto")
-        words = devices.in_words()
+        words = devices.compiler_in_words()
         assert ("fused normalisation" in words) == (tensorflow and (kind, n) == ("CPU", 1))
         kept = (kind, n) == ("GPU", 1) and not tensorflow
         assert ("images kept on the GPU" in words) == kept

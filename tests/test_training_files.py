@@ -1,9 +1,11 @@
 """The files of a run: whole or not there, never another process', and CSV in and out."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
+import main
 from training import Mistake, files
 
 
@@ -62,21 +64,29 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 def test_remove_run_leaves_other_files(tmp_path):
     for name in files.FILES:
         (tmp_path / name).write_text("x")
-    for name in files.FOLDERS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "inside").write_text("x")
-    (tmp_path / "notes.txt").write_text("mine")
+    mine = ["notes.txt", "checkpoints/step_100000.pt", "checkpoints/best.keras"]
+    mine += ["tensorboard/mine/events.1"]
+    theirs = ["checkpoints/0001.keras", "checkpoints/0123.keras", "tensorboard/events.out.1"]
+    theirs += ["tensorboard/gradients/epoch0001.out", ".unfinished/0002.keras"]
+    for name in (*mine, *theirs):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
     files.remove_run(tmp_path)
     files.remove_run(tmp_path)  # where there is none
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(map(Path.as_posix, left)) == sorted(mine)
+    assert not (tmp_path / ".unfinished").exists()
+    assert not (tmp_path / "tensorboard" / "gradients").exists()
 
 
 def test_of_a_run_that_is_half_removed_config_json_is_left(tmp_path, monkeypatch):
     """By which it is known for a run."""
     removed = []
     monkeypatch.setattr(files.Path, "unlink", lambda path, **_: removed.append(path.name))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "0001.keras").touch()
     files.remove_run(tmp_path)
-    assert removed[-1] == "config.json" and set(removed) == {*files.FILES, *files.FOLDERS}
+    assert removed[-1] == "config.json" and set(removed) == {*files.FILES, "0001.keras"}
 
 
 def test_remove_run_takes_a_link_away_and_not_what_it_leads_to(tmp_path):
@@ -89,11 +99,12 @@ def test_remove_run_takes_a_link_away_and_not_what_it_leads_to(tmp_path):
 
 
 def test_what_cannot_be_removed_is_told(tmp_path, monkeypatch):
-    def rmtree(path):
+    def unlink(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(files.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(files.Path, "unlink", unlink)
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "0001.keras").touch()
     with pytest.raises(files.CannotWrite, match="Permission denied"):
         files.remove_run(tmp_path)
 
@@ -118,5 +129,5 @@ def test_a_history_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("columns", [("loss",), ("loss", "val_loss", "accuracy", "val_accuracy")])
 def test_curves_are_drawn_of_what_there_is(columns, tmp_path):
     rows = [{"epoch": i} | dict.fromkeys(columns, 1 / i) for i in (1, 2)]
-    files.plot_curves(tmp_path / "curves.png", "relu", rows)
+    files.plot_curves(tmp_path / "curves.png", main.Settings(validation=0.1), rows)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -186,6 +186,7 @@ def directory(tmp_path):
     """The directory of a run with the default settings, with Adam, on two images."""
     settings = main.Settings(output_dir=str(tmp_path))
     known = identity.identity_of(settings, ARRAYS, keras.optimizers.Adam(1e-3))
+    known["stretches"] = [{"first_epoch": 1, "sources": identity.sources_of(main.Settings)}]
     (tmp_path / "config.json").write_text(json.dumps(known))
     return tmp_path
 
@@ -264,9 +265,14 @@ def test_other_data_of_another_name_are_never_ignored(directory):
 
 def test_a_run_of_before_a_setting_existed_is_gone_on_with(directory):
     config = json.loads((directory / "config.json").read_text())
-    del config["settings"]["weight_decay"], config["settings"]["optimizer"]
+    del config["settings"]["weight_decay"], config["settings"]["validation"]
+    (stretch,) = config.pop("stretches")
+    config["sources"] = stretch["sources"]  # at the top, as there was one stretch
     (directory / "config.json").write_text(json.dumps(config))
     assert changed(directory) == ""
+    config["sources"]["gaaf.py"] = "another"
+    (directory / "config.json").write_text(json.dumps(config))
+    assert changed(directory, ignore_changes=True) == "gaaf.py"
 
 
 @once
@@ -290,13 +296,13 @@ def test_edits_of_the_code_are_noticed(npz, tmp_path):
         done = train("--depth=8", "--epochs=2")
         assert done.returncode == 2 and done.stdout == "", done.stderr
         message = done.stderr
-        assert message.startswith("main.py: error: output_dir: ") and message.count("\n") == 1
+        assert message.startswith("main.py: error: --output-dir: ") and message.count("\n") == 1
         assert f"a run made before {name} changed; replace the run with --overwrite" in message
         assert "--output-dir" in message and "--ignore-changes" in message
         edit(copy / name, after, before)
 
     edit(copy / "main.py", "import dataclasses\n", "import dataclasses  # mine\n\n\n")
-    edit(copy / "main.py", "  # layers; version 1", "  # how many; version 1")
+    edit(copy / "main.py", "  # layers: 6n+2", "  # how many: 6n+2")
     edit(copy / "main.py", "depth: int = 20", "depth: int = 8")
     edit(copy / "main.py", "epochs: int = 200  # passes", "epochs: int = 2  # my passes")
     done = train()

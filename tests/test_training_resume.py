@@ -16,7 +16,7 @@ from backends import once
 from trainings import assert_same_run, contents, flags, stops_with
 
 import main
-from training import callbacks, files, identity, model
+from training import callbacks, files, identity, model, report
 
 
 def at_step(monkeypatch, epoch, step, action):
@@ -24,6 +24,7 @@ def at_step(monkeypatch, epoch, step, action):
 
     class WithAction(callbacks.StopOnNotFinite):
         def on_train_batch_begin(self, batch, logs=None):
+            super().on_train_batch_begin(batch, logs)
             if (self.epoch, batch + 1) == (epoch, step):
                 action()
 
@@ -90,26 +91,21 @@ def test_a_run_that_could_fade_is_gone_on_with_if_it_did_not(run, capsys):
     main.main([*arguments, "--epochs=1", "--overwrite"])
 
 
-def test_a_foreign_config_is_refused(run, capsys):
-    directory, arguments = run
-    strange = '{"settings": {"epochs": "x"}}', '{"settings": {}, "sources": []}'
-    for text in ("", '{"settings": 1}', "\xff", *strange):
-        (directory / "config.json").write_text(text, encoding="latin-1")
-        assert "config.json cannot be read" in stops_with(2, arguments, capsys)
-    main.main([*arguments, "--epochs=1", "--overwrite"])  # it may have been a run's
-    assert len((directory / "history.csv").read_text().splitlines()) == 2
+FOREIGN = "[]", "1", "no JSON", "\xff", '{"model_type": "bert"}', '{"settings": {"mine": 1}}'
 
 
-@pytest.mark.parametrize("config", [None, "[]", "1", '{"model_type": "bert"}'])
+@pytest.mark.parametrize("config", [None, *FOREIGN])
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
 def test_what_is_no_run_is_neither_gone_on_with_nor_replaced(more, config, run, capsys):
     directory, arguments = run
     (directory / "config.json").unlink()
     if config:
-        (directory / "config.json").write_text(config)
+        (directory / "config.json").write_text(config, encoding="latin-1")
+    (directory / "checkpoints" / "step_100000.pt").write_text("mine")
     before = contents(directory)
     message = stops_with(2, [*arguments, "--seed=5", *more], capsys)
     assert f"received '{directory}', which has " in message and "history.csv, " in message
+    assert "--overwrite" not in message
     assert message.endswith("but no config.json of a run\n")
     assert contents(directory) == before
 
@@ -142,8 +138,8 @@ def test_a_directory_whose_name_is_no_text(run, tmp_path, capsys):
     strange = os.fsdecode(os.fsencode(tmp_path) + b"/L\xe4ufe")
     directory.rename(strange)
     sys.stdout.reconfigure(errors="replace")  # as main.py has it
-    main.main([*arguments, f"--output-dir={strange}"])
-    assert "Nothing to train" in capsys.readouterr().out
+    main.main([*arguments, f"--output-dir={strange}", "--epochs=3"])
+    assert "Going on" in capsys.readouterr().out
     config = json.loads(Path(strange, "config.json").read_text())
     assert config["settings"]["output_dir"] == strange
 
@@ -214,11 +210,17 @@ def test_other_code_goes_on_where_that_is_ignored(run, capsys, monkeypatch):
     before = contents(directory)
     now = identity.sources_of(main.Settings) | {"gaaf.py": "another"}
     monkeypatch.setattr(identity, "sources_of", lambda settings: now)
+    monkeypatch.setattr(report, "sources_of", lambda settings: now)
     assert "before gaaf.py changed" in stops_with(2, [*arguments, "--epochs=3"], capsys)
     assert contents(directory) == before
     main.main([*arguments, "--ignore-changes"])
-    assert json.loads((directory / "config.json").read_text())["sources"] == now
-    main.main(arguments)  # the code is that of the run from now on
+    assert contents(directory)[directory / "config.json"] == before[directory / "config.json"]
+    assert "before gaaf.py changed" in stops_with(2, arguments, capsys)  # it has trained nothing
+    main.main([*arguments, "--epochs=3", "--ignore-changes"])
+    first, second = json.loads((directory / "config.json").read_text())["stretches"]
+    assert (first["first_epoch"], second["first_epoch"]) == (1, 3)
+    assert second["sources"] == now != first["sources"]
+    main.main([*arguments, "--epochs=3"])  # the code is that of the run from now on
     assert "Nothing to train" in capsys.readouterr().out
 
 
@@ -227,21 +229,26 @@ def test_other_images_in_the_same_file_are_noticed(run, tmp_path, capsys):
     arrays = arrays_of(arguments)
     moved = tmp_path / "small.npz"
     np.savez(moved, **arrays)
-    main.main([*arguments, f"--data={moved}"])  # the same in another place
-    assert "Nothing to train" in capsys.readouterr().out
+    main.main([*arguments, f"--data={moved}", "--epochs=3"])  # the same in another place
+    assert "Going on after epoch 2 of 3" in capsys.readouterr().out
     arrays["x_test"][0, 0, 0, 0] ^= 1
     np.savez(moved, **arrays)
-    message = stops_with(2, [*arguments, f"--data={moved}", "--epochs=3"], capsys)
+    message = stops_with(2, [*arguments, f"--data={moved}", "--epochs=4"], capsys)
     assert "a run made before the data changed; " in message
 
 
 def test_overwrite_begins_anew(run, capsys):
     directory, arguments = run
     (directory / "notes.txt").write_text("mine")
+    (directory / "checkpoints" / "step_100000.pt").write_text("mine")
     main.main([*arguments, "--seed=1", "--epochs=1", "--overwrite"])
     assert "Going on" not in capsys.readouterr().out
     assert len((directory / "history.csv").read_text().splitlines()) == 2
     assert (directory / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
+        "0001.keras",
+        "step_100000.pt",
+    ]
 
 
 def test_an_overwritten_run_is_gone_at_once(run, capsys, monkeypatch):
@@ -253,13 +260,17 @@ def test_an_overwritten_run_is_gone_at_once(run, capsys, monkeypatch):
     assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.json"]
 
 
-def test_ctrl_c_before_the_training_saves_what_would_be_overwritten(run, capsys, monkeypatch):
-    """Of deep networks the user has minutes to think again."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_training_saves_what_would_be_overwritten(
+    number, run, capsys, monkeypatch
+):
+    """Of deep networks the user has minutes to think again. The old run is no advice."""
     directory, arguments = run
     before = contents(directory)
     build = model.build
-    monkeypatch.setattr(model, "build", lambda *a: signal.raise_signal(signal.SIGINT) or build(*a))
-    stops_with(130, [*arguments, "--seed=1", "--overwrite"], capsys)
+    monkeypatch.setattr(model, "build", lambda *a: signal.raise_signal(number) or build(*a))
+    message = stops_with(128 + number, [*arguments, "--seed=1", "--overwrite"], capsys)
+    assert message == f"main.py: stopped by {number.name}; nothing was written\n"
     assert contents(directory) == before
 
 

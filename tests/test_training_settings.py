@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 
+import numpy as np
 import pytest
 
 import gaaf
@@ -23,12 +24,13 @@ def test_every_setting_is_a_flag(npz):
         shift=-0.5,
         slope=5.0,
         frequency=100.0,
-        wave="none",
-        shape="gaussian",
+        wave="round",
+        shape="sigmoid",
         gain=0.5,
         data="digits",
         data_augmentation=True,
         subtract_pixel_mean=False,
+        validation=0.25,
         batch_size=32,
         epochs=3,
         optimizer="adamw",
@@ -172,3 +174,48 @@ def test_home_is_found(monkeypatch, tmp_path):
     assert made.output_dir == f"{tmp_path}/run"
     assert check(made) == made
     check(main.Settings(output_dir="~nobody-of-that-name/run"))  # a directory of that name
+
+
+@pytest.mark.parametrize(
+    "given, name, where",
+    [
+        ({"activation": "relu", "shift": 2.0}, "shift", "activation 'relu'"),
+        ({"activation": "elu", "gain": 7}, "gain", "activation 'elu'"),
+        ({"activation": "relu", "wave": "round"}, "wave", "activation 'relu'"),
+        ({"activation": "relu", "shape": "none"}, "shape", "activation 'relu'"),
+        ({"activation": "relu", "frequency": 5}, "frequency", "activation 'relu'"),
+        ({"activation": "GAAF_tanh", "slope": 2.0}, "slope", "shape 'gaussian'"),
+        ({"shape": "bsilu", "shift": 0}, "shift", "shape 'bsilu'"),
+        ({"shape": "none", "slope": 2.0}, "slope", "shape 'none'"),
+        ({"wave": "none", "frequency": 5.0}, "frequency", "wave 'none'"),
+    ],
+)
+def test_what_has_no_effect_is_refused(given, name, where):
+    with pytest.raises(Mistake, match=f"^{name}: allowed with {where} is the default, .*received"):
+        check(main.Settings(data="digits", **given))
+
+
+def test_numbers_of_numpy_and_paths_are_taken(npz):
+    given = main.Settings(
+        depth=np.int64(8),
+        slope=np.float32(0.5),
+        data_augmentation=np.bool_(True),
+        seed=np.uint32(3),
+        data=npz,
+        output_dir=npz.parent / "run",
+    )
+    plain = check(given)
+    assert plain == check(
+        main.Settings(
+            depth=8,
+            slope=0.5,
+            data_augmentation=True,
+            seed=3,
+            data=str(npz),
+            output_dir=str(npz.parent / "run"),
+        )
+    )
+    types = {type(value) for value in dataclasses.asdict(plain).values()}
+    assert types == {int, float, bool, str}
+    with pytest.raises(Mistake, match=r"^depth: allowed is int"):
+        check(main.Settings(depth=np.float64(8.0)))

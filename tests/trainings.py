@@ -35,7 +35,7 @@ def stops_with(code, arguments, capsys):
         main.main(arguments)
     assert end.value.code == code
     message = capsys.readouterr().err
-    assert message.startswith("main.py: ") and message.count("\n") == 1
+    assert message.startswith("main.py: ") and message.count("\n") == 1, message
     return message
 
 

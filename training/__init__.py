@@ -10,5 +10,6 @@ class Mistake(ValueError):
 
 
 def reason(error):
-    """What an exception says, in one line; or else its kind."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an exception says, in one line of 300 characters at most; or else its kind."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:299]}…"

@@ -10,26 +10,35 @@ import time
 
 import keras
 
-from training import Mistake
-from training.checkpoints import Checkpoints, best_of
-from training.console import Interrupted, NotFinite
+from training import Mistake, console
+from training.checkpoints import best_of
+from training.console import Interrupted, NotFinite, say
 from training.files import plot_curves, replace_file, write_csv
 from training.model import learning_rate_at
 from training.tensorboard import GradientHistograms, TensorBoard
 
 
-def callbacks_of(settings, data, directory, rows, first_process=True):
+def callbacks_of(run, steps, states):
     """The callbacks of a run: those that come before the user's own, and those that come after.
 
-    They add to `rows`. In processes other than the first they are those alone that train along.
+    Args:
+        run: `training.run.Run`, to whose rows the epochs are added.
+        steps: Steps of an epoch.
+        states: `CallbackStates` of the user's own.
+
+    Returns:
+        Two lists. In processes other than the first they only hold what trains along.
     """
-    first, last = [LearningRate(settings), StopOnNotFinite()], []
-    if first_process:
+    settings, folder = run.settings, run.directory / "tensorboard"
+    whole = WholeEpochs(steps)
+    first, last = [LearningRate(settings), StopOnNotFinite(), whole], []
+    if run.leads:
         first.append(Progress(settings.epochs))
         # What the user's own change after an epoch, such as the learning rate, is saved with it.
-        last += [RunFiles(settings, directory, rows), TensorBoard(directory / "tensorboard", rows)]
+        last += [RunFiles(run, states, whole), TensorBoard(folder, run.rows)]
     if settings.gradient_histograms:
-        last.append(GradientHistograms(directory / "tensorboard" / "gradients", data.x_train[:16]))
+        images = run.data.x_train[:16]
+        last.append(GradientHistograms(folder / "gradients", images, whole))
     return first, last
 
 
@@ -63,12 +72,12 @@ class LearningRate(keras.callbacks.LearningRateScheduler):
 class Progress(keras.callbacks.Callback):
     """Tells what takes time, and how much of it is left for all epochs."""
 
-    async_safe = True  # what it does after a batch may be done later, in another thread
+    async_safe = True  # Keras may tell of a step later, in another thread and out of order
 
     def __init__(self, epochs):
         super().__init__()
         self.epochs, self.started = epochs, None
-        self.compiling_since = None  # and 0 when it is done
+        self.compiling_since, self.compiled = None, False
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not at the end of an epoch, where the progress bar has not ended its line yet.
@@ -85,22 +94,44 @@ class Progress(keras.callbacks.Callback):
             self.compiling_since = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.compiling_since:
+        if batch == 0 and not self.compiled:
+            self.compiled = True
             print(f"{time.monotonic() - self.compiling_since:.0f} s", flush=True)
-            self.compiling_since = 0
+
+
+class WholeEpochs(keras.callbacks.Callback):
+    """Tells whether an epoch had all of its steps; ends the training if it had not.
+
+    A callback may end the training within an epoch, and KERAS_MAX_STEPS_PER_EPOCH cuts it short.
+    """
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.is_whole = steps, True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.begun = epoch + 1, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.begun = batch + 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.is_whole = self.begun == self.steps
+        if not self.is_whole:
+            self.model.stop_training = True
 
 
 class RunFiles(keras.callbacks.Callback):
     """Writes a run's files as it goes, all of which follow from its checkpoints.
 
-    After every epoch, whose row it adds to `rows`, a checkpoint and history.csv, after the best so
-    far best.keras, at the end final.keras and curves.png.
+    After every whole epoch it adds a row to the history, and writes a checkpoint and history.csv;
+    after the best so far best.keras; at the end final.keras and curves.png.
     """
 
-    def __init__(self, settings, directory, rows):
+    def __init__(self, run, states, whole):
         super().__init__()
-        self.settings, self.directory, self.rows = settings, directory, rows
-        self.checkpoints = Checkpoints(directory)
+        self.run, self.states, self.whole = run, states, whole
+        self.directory, self.rows, self.checkpoints = run.directory, run.rows, run.checkpoints
 
     def on_train_begin(self, logs=None):
         if self.rows:  # the run may have been stopped between its files
@@ -112,47 +143,78 @@ class RunFiles(keras.callbacks.Callback):
             (self.directory / name).unlink(missing_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
+        if not self.whole.is_whole:
+            return
         first = ("learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
         names = sorted(logs, key=lambda name: first.index(name) if name in first else len(first))
-        row = {"epoch": epoch + 1} | {name: float(f"{logs[name]:.6g}") for name in names}
+        row = {"epoch": epoch + 1} | {name: _in_six_digits(logs[name]) for name in names}
         self.rows.append(row)
-        self.checkpoints.save(self.model, self.rows)
+        self.run.keep_config()
+        self.checkpoints.save(self.model, self.rows, self.states.as_bytes())
         write_csv(self.directory / "history.csv", self.rows)
         if row is best_of(self.rows):
             self._copy_checkpoint(row, "best.keras")
 
     def on_train_end(self, logs=None):
-        if len(self.rows) == self.settings.epochs or self.model.stop_training:
+        if not self.whole.is_whole:
+            where = f"epoch {self.whole.epoch} after step {self.whole.begun} of {self.whole.steps}"
+            say(f"Stopped in {where}. This epoch is not kept; the same command trains it again")
+        ended = len(self.rows) == self.run.settings.epochs or self.model.stop_training
+        if ended and self.rows:
             self._copy_checkpoint(self.rows[-1], "final.keras")
-            plot_curves(self.directory / "curves.png", self.settings.activation, self.rows)
+            plot_curves(self.directory / "curves.png", self.run.settings, self.rows)
 
     def _copy_checkpoint(self, row, name):
         source = self.checkpoints.path(row["epoch"])
         replace_file(self.directory / name, lambda temporary: shutil.copy(source, temporary))
 
 
-class StopOnNotFinite(keras.callbacks.Callback):
-    """Raises `NotFinite` after a step, or an epoch's test, whose loss is not a finite number."""
+def _in_six_digits(value):
+    """A number of the logs for the history; what else a callback puts there, as text."""
+    try:
+        return float(f"{value:.6g}")
+    except (TypeError, ValueError):
+        return str(value)
 
-    async_safe = True  # Keras looks at the loss in another thread, and trains on meanwhile
+
+class StopOnNotFinite(keras.callbacks.Callback):
+    """Raises `NotFinite` after a step, or an epoch's test, whose loss is not a finite number.
+
+    Keras on JAX looks at the losses in other threads, while it trains on, and out of order. So
+    this callback notes them, and asks in the main thread for the first one that is not finite.
+    """
+
+    async_safe = True
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch + 1
+        self.losses, self.finite = {}, 0  # by step; steps known to be finite
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._require_finite()
+
+    def _require_finite(self):
+        while self.finite in self.losses:
+            loss = self.losses[self.finite]
+            if not math.isfinite(loss):
+                where = f"epoch {self.epoch}, step {self.finite + 1}"
+                raise NotFinite(f"the loss became {loss:g} in {where}")
+            self.finite += 1
 
     def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            where = f"epoch {self.epoch}, step {batch + 1}"
-            raise NotFinite(f"the loss became {logs['loss']:g} in {where}")
+        self.losses[batch] = logs["loss"]
 
     def on_epoch_end(self, epoch, logs=None):
+        self._require_finite()  # Keras has told of all steps now
         if not math.isfinite(logs["val_loss"]):  # of weights that the last step broke
             raise NotFinite(f"the test loss became {logs['val_loss']:g} after epoch {self.epoch}")
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Raises `Interrupted` before the next step after Ctrl-C or SIGTERM; the second one kills.
+    """Raises `Interrupted` before the next step after Ctrl-C or SIGTERM.
 
-    It is a context manager too, within which it listens.
+    It is a context manager too, within which it listens. A second signal ends main.py at once. In a
+    script or notebook it does what it did before, which for Ctrl-C is to raise KeyboardInterrupt.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -160,6 +222,7 @@ class StopOnSignal(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.received = None
+        self.writes = False  # whether the run has begun to write into its directory
 
     def __enter__(self):
         self.before = {}
@@ -168,19 +231,24 @@ class StopOnSignal(keras.callbacks.Callback):
         return self
 
     def __exit__(self, failed, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self._give_back()
         if failed and not issubclass(failed, Mistake) and sys.stdout.isatty():
             print(flush=True)  # the progress bar has not ended its line
 
     def _receive(self, number, frame):
         self.received = number
-        for each in self.SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        self._give_back()
+        if console.is_program():
+            for each in self.SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+
+    def _give_back(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def require_none(self):
         if self.received:
-            raise Interrupted(self.received)
+            raise Interrupted(self.received, self.writes)
 
     def on_train_batch_begin(self, batch, logs=None):
         self.require_none()

@@ -4,6 +4,7 @@ import json
 import zipfile
 
 from training import Mistake, devices, reason
+from training.callback_states import MEMBER as CALLBACKS
 from training.console import say
 from training.files import replace_file, writing
 
@@ -11,15 +12,15 @@ HISTORY = "history.json"  # inside a checkpoint
 
 
 def best_of(rows):
-    """The row of the first epoch with the highest test accuracy, or else the lowest test loss."""
+    """The row of the first epoch with the highest validation accuracy, or else the lowest loss."""
     return max(rows, key=lambda row: row.get("val_accuracy", -row["val_loss"]))
 
 
 class Checkpoints:
     """The states of a run, kept after every epoch.
 
-    A checkpoint is the saved model, with the optimizer's state, and in the same archive the history
-    so far. The last two stay, and for each of them the one of its best epoch.
+    A checkpoint is an archive. It holds the saved model with the optimizer's state, the history so
+    far, and what callbacks remember. The last two stay, and the best epoch up to each of them.
     """
 
     def __init__(self, directory):
@@ -29,16 +30,24 @@ class Checkpoints:
         """The file of an epoch, counted from 1."""
         return self.folder / f"{epoch:04}.keras"
 
-    def save(self, model, rows):
-        """Saves the state after the last epoch of the history."""
+    def save(self, model, rows, callbacks=None):
+        """Saves the state after the last epoch of the history.
+
+        Args:
+            model: The compiled model.
+            rows: The history.
+            callbacks: What `CallbackStates.as_bytes` returns. Default: nothing is kept of them.
+        """
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
 
         def write(temporary):
-            with devices.alone():  # the first of several processes saves
+            with devices.without_distribution():  # the first of several processes saves
                 model.save(temporary)
             with zipfile.ZipFile(temporary, "a") as archive:
                 archive.writestr(HISTORY, json.dumps(rows))
+                if callbacks is not None:
+                    archive.writestr(CALLBACKS, callbacks)
 
         epoch = rows[-1]["epoch"]
         replace_file(self.path(epoch), write)
@@ -66,10 +75,18 @@ class Checkpoints:
                 say(f"Warning: {path} is damaged ({reason(error)}); the one before it is used")
         return []
 
+    def callbacks(self, epoch):
+        """What `CallbackStates.as_bytes` returned after an epoch; None if nothing was kept."""
+        if not epoch:
+            return None
+        with zipfile.ZipFile(self.path(epoch)) as archive:
+            return archive.read(CALLBACKS) if CALLBACKS in archive.namelist() else None
+
     def restore(self, model, epoch):
         """Loads the state after an epoch into a model: its weights, and if it is compiled, all.
 
-        Raises `Mistake` if it is that of another network.
+        Raises:
+            Mistake: if it is that of another network.
         """
         path = self.path(epoch)
         try:

@@ -4,16 +4,23 @@ No Keras at import.
 """
 
 import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
 import os
 import shutil
 import signal
 import sys
 import textwrap
+import threading
+from pathlib import Path
 
 from training import Mistake, reason
 from training.files import CannotWrite
 from training.identity import directory_of
 
+BACKENDS = ("tensorflow", "jax", "torch")
 _is_program = False  # whether this process is main.py's own, and not somebody's notebook
 
 
@@ -24,9 +31,9 @@ class NotFinite(Exception):
 class Interrupted(Exception):
     """The user, or the system, has asked the training to end."""
 
-    def __init__(self, number):
+    def __init__(self, number, wrote=True):
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.wrote = number, wrote
 
 
 def own_process():
@@ -37,9 +44,16 @@ def own_process():
     """
     global _is_program
     _is_program = True
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell has closed it
+            setattr(sys, name, io.StringIO())
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def is_program():
+    """Whether this process is main.py's own, and not that of a script or notebook."""
+    return _is_program
 
 
 def say(text, indent=0, file=None):
@@ -62,8 +76,11 @@ def stop(code, message):
 def leave(code):
     """Ends the process at once: TensorFlow may take five seconds to end its threads.
 
-    All files are whole. What cannot be written to a closed pipe is nobody's loss.
+    All files are whole. What cannot be written to a closed pipe is nobody's loss. Of several
+    processes of JAX, one that has finished waits for the others, which need the first one to end.
     """
+    if code == 0 and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        sys.modules["jax"].distributed.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -71,16 +88,21 @@ def leave(code):
 
 
 def start_keras():
-    """Imports Keras."""
+    """Imports Keras.
+
+    Raises:
+        Mistake: if Keras or its backend cannot be imported, or the backend cannot train.
+        KeyboardInterrupt: after the import, for a Ctrl-C within it.
+    """
     prepare_environment()
-    try:
-        import keras
-    except (ImportError, ValueError) as error:
-        raise Mistake(
-            "KERAS_BACKEND: allowed is tensorflow, jax or torch, if it is installed; received "
-            f"{os.environ.get('KERAS_BACKEND', 'that of keras.json')!r}: {reason(error)}"
-        ) from error
+    with _late_ctrl_c():
+        try:
+            import keras
+        except (ImportError, ValueError) as error:
+            raise _import_mistake(error) from error
     backend = keras.backend.backend()
+    if backend not in BACKENDS:
+        raise Mistake(f"KERAS_BACKEND: allowed is {', '.join(BACKENDS)}; received {backend!r}")
     if backend != "tensorflow" and _is_program and "tensorflow" not in sys.modules:
         # Keras would import it to seed and to save, which takes seconds. It looks once: now.
         sys.modules["tensorflow"] = None  # which Python takes for a module that is not there
@@ -88,37 +110,101 @@ def start_keras():
         del sys.modules["tensorflow"]
 
 
+@contextlib.contextmanager
+def _late_ctrl_c():
+    """Raises a first KeyboardInterrupt at the end: what is imported within may swallow it."""
+    received = []
+
+    def receive(number, frame):
+        received.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python has no signals there
+        return
+    before = signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        raise KeyboardInterrupt
+
+
+def _import_mistake(error):
+    """What to tell of an error while Keras was imported."""
+    backend = backend_named()
+    if backend in BACKENDS and importlib.util.find_spec(backend):
+        return Mistake(f"keras: it cannot be imported: {reason(error)}")
+    return Mistake(
+        f"KERAS_BACKEND: allowed is {', '.join(BACKENDS)}, if it is installed; received "
+        f"{backend!r}: {reason(error)}"
+    )
+
+
+def backend_named():
+    """The backend that Keras will take: that of the environment, or else of keras.json."""
+    if named := os.environ.get("KERAS_BACKEND"):
+        return named
+    folder = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        config = json.loads(Path(folder, "keras.json").read_text(encoding="utf-8"))
+        return config.get("backend", "tensorflow")
+    return "tensorflow"
+
+
 def prepare_environment():
     """Sets what TensorFlow reads from the environment when it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides TensorFlow's notes, not its errors
-    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+    if backend_named() == "tensorflow":
         # A quarter off the time of the activations on an AVX-512 CPU.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
 
 
 def ending_of(error, settings):
-    """The exit code of an exception and the line that tells it, or None if it is not for a user.
+    """How the program ends after an exception.
 
-    The line is None where there is nobody to read it.
+    Returns:
+        The exit code, and the line to print; None for the line if nobody reads it. None instead of
+        both for an exception that is not the user's: Python shows it.
     """
     if isinstance(error, BrokenPipeError):
         return 141, None  # 128 + SIGPIPE, which Windows lacks
     if isinstance(error, KeyboardInterrupt):
         return 130, "stopped; nothing was written"
     if isinstance(error, Mistake):
-        return 2, f"error: {error}"
+        return 2, f"error: {as_flag(str(error), settings)}"
     if isinstance(error, NotFinite):
-        return 3, f"error: {error}; {cause(settings)}; {saved(settings)}"
+        return 3, f"error: {error}; {likely_cause(settings)}; {saved_state(settings)}"
     if isinstance(error, Interrupted):
-        return 128 + error.number, f"stopped by {error}; {saved(settings)}; {again(settings)}"
+        left = f"{saved_state(settings)}; {resume_hint(settings)}"
+        return (
+            128 + error.number,
+            f"stopped by {error}; {left if error.wrote else 'nothing was written'}",
+        )
     if isinstance(error, CannotWrite):
         problem = f"cannot write {error.filename}: {error.strerror}"
-        return 1, f"error: {problem}; {saved(settings)}; {again(settings)}"
+        return 1, f"error: {problem}; {saved_state(settings)}; {resume_hint(settings)}"
+    if _is_out_of_memory(error):
+        way_out = "take a smaller --batch-size or --depth"
+        return 1, f"error: the memory is not enough: {way_out}; {saved_state(settings)}"
     return None
 
 
-def cause(settings):
-    """What most likely made the loss NaN or infinite, first the likelier, and the ways out."""
+def as_flag(message, settings):
+    """A message about a setting, with the name that it has on the command line."""
+    name, colon, rest = message.partition(":")
+    is_setting = name in {field.name for field in dataclasses.fields(settings)}
+    return f"--{name.replace('_', '-')}:{rest}" if colon and is_setting else message
+
+
+def _is_out_of_memory(error):
+    names = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
+    return type(error).__name__ in names or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def likely_cause(settings):
+    """What most likely made the loss NaN or infinite, the likelier first, and the ways out."""
     from training.model import learning_rate, steepest
 
     causes, plain = [], settings.activation.removeprefix("GAAF_")
@@ -132,7 +218,7 @@ def cause(settings):
     return f"most likely {', or '.join(causes)}"
 
 
-def saved(settings):
+def saved_state(settings):
     """What a run that has ended early has left."""
     from training.checkpoints import Checkpoints
 
@@ -141,6 +227,6 @@ def saved(settings):
     return f"the state after epoch {epoch} is in {directory}" if epoch else "no epoch was completed"
 
 
-def again(settings):
+def resume_hint(settings):
     """How to go on."""
     return "to go on, run the same command again" + ", without --overwrite" * settings.overwrite

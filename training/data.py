@@ -186,6 +186,39 @@ def _checked(arrays, source):
     return Data(*checked)
 
 
+def hold_out(data, share, seed):
+    """Splits the training images: to train on, and to validate on after each epoch.
+
+    Args:
+        data: `Data`.
+        share: Of the images of each class, how many are held out; from 0 to 0.9.
+        seed: Non-negative integer, which decides what images these are.
+
+    Returns:
+        `Data` whose test images are those held out, and the (images, labels) to test on at the end.
+        If the share is 0, the data as it is, and None.
+
+    Raises:
+        Mistake: if a class would have no image to train on, or none held out.
+    """
+    if not share:
+        return data, None
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(data.y_train), bool)
+    for label in range(data.num_classes):
+        of_label = np.flatnonzero(data.y_train == label)
+        n = round(share * len(of_label))
+        if not 0 < n < len(of_label):
+            raise Mistake(
+                "validation: allowed with this data is a share that leaves each class an image on "
+                f"both sides; received {share:g}, by which {n} of the {len(of_label)} images of "
+                f"class {label} are held out"
+            )
+        held_out[rng.permutation(of_label)[:n]] = True
+    trained_on = data.x_train[~held_out], data.y_train[~held_out]
+    return Data(*trained_on, data.x_train[held_out], data.y_train[held_out]), data[2:]
+
+
 def batches(
     images, labels, batch_size, augmentation, seed, first_epoch=0, devices=1, process=(0, 1)
 ):

@@ -110,7 +110,7 @@ def parallel():
 
 
 @contextlib.contextmanager
-def alone():
+def without_distribution():
     """The context in which a process computes something without the others, within `parallel`."""
     before = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
@@ -216,7 +216,7 @@ def jit_compile():
     return False if plain else "auto"
 
 
-def in_words():
+def compiler_in_words():
     """How the training runs here."""
     backend = keras.backend.backend()
     if backend == "tensorflow":

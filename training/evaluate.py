@@ -43,6 +43,13 @@ def evaluate(path, data=None):
     print(confusions(counts))
 
 
+def accuracy_of(path, images, labels):
+    """The share of images that the model in a .keras file classifies right."""
+    model = keras.models.load_model(path, compile=False)
+    predicted = model.predict(images, batch_size=128, verbose=0).argmax(axis=1)
+    return round(float(np.mean(predicted == labels)), 6)
+
+
 def model_path(path):
     """The file of the model."""
     path = Path(os.path.expanduser(path))  # which leaves the ~ of an unknown user as it is

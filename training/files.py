@@ -1,23 +1,29 @@
 """A run's directory: its lock, its files, whole or not there, and CSV in and out. No Keras."""
 
+import contextlib
 import csv
 import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 from training import Mistake
 
-# All that a run writes into its directory.
+# All that a run writes into its directory, and the files that it writes into folders there.
 FILES = ("config.json", "history.csv", "curves.png", "best.keras", "final.keras")
 FOLDERS = ("checkpoints", "tensorboard", ".unfinished")
+IN_FOLDERS = (
+    "checkpoints/[0-9]*[0-9].keras",
+    "tensorboard/events*",
+    "tensorboard/gradients/epoch[0-9]*",
+    ".unfinished/*",
+)
 
 
 class CannotWrite(OSError):
     """A file cannot be written, as when the disk is full."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(path):
     """Raises `CannotWrite`, with the path, for what the system refuses within it."""
     try:
@@ -70,19 +76,27 @@ def read_csv(path):
 
 
 def read_history(path):
-    """The rows of a history.csv, as numbers."""
-    return [{k: float(v or "nan") for k, v in row.items()} for row in read_csv(path)]
+    """The rows of a history.csv, as numbers; nan for what is none."""
+    return [{k: _number(v) for k, v in row.items()} for row in read_csv(path)]
 
 
-def plot_curves(path, label, rows):
-    """Draws loss and accuracy against the epoch, training dashed and test solid, as a .png file."""
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def plot_curves(path, settings, rows):
+    """Draws loss and accuracy against the epoch, training dashed, as a .png file."""
     from matplotlib.figure import Figure
 
+    other, label = "validation" if settings.validation else "test", settings.activation
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     quantities = [name for name in ("loss", "accuracy") if name in rows[-1]]
     (plots,) = figure.subplots(1, len(quantities), squeeze=False)
     for axes, quantity in zip(plots, quantities, strict=True):
-        for prefix, split, line in (("", "train", "--"), ("val_", "test", "-")):
+        for prefix, split, line in (("", "train", "--"), ("val_", other, "-")):
             values = [row.get(prefix + quantity) for row in rows]
             epochs = [row["epoch"] for row in rows]
             axes.plot(epochs, values, f"C0{line}", marker=".", label=f"{label} {split}")
@@ -92,7 +106,7 @@ def plot_curves(path, label, rows):
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(directory):
     """Keeps other processes out of a run's directory; raises `Mistake` where one is in it."""
     import filelock
@@ -116,10 +130,16 @@ def locked(directory):
 
 def remove_run(directory):
     """Removes what a run has written into its directory, and nothing else; config.json last."""
-    for name in (*FOLDERS, *reversed(FILES)):
-        path = directory / name
+    links = [directory / name for name in FOLDERS if (directory / name).is_symlink()]
+    for link in links:  # to another disk perhaps: what lies there stays
+        with writing(link):
+            link.unlink()
+    for path in [path for pattern in IN_FOLDERS for path in directory.glob(pattern)]:
         with writing(path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:  # of a link, to another disk perhaps, that alone
-                path.unlink(missing_ok=True)
+            path.unlink()
+    for name in ("tensorboard/gradients", *FOLDERS):
+        with contextlib.suppress(OSError):  # it is not there, or holds something of somebody else
+            (directory / name).rmdir()
+    for name in reversed(FILES):
+        with writing(directory / name):
+            (directory / name).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What decides a run: settings, code, data and optimizer; and where it lies. No Keras.
+"""What makes two runs the same: settings, code, data and optimizer; and where a run lies. No Keras.
 
-config.json keeps all four, so that a directory is gone on with by the same training alone.
+config.json keeps all four. So a directory is only gone on with by the training that it belongs to.
 """
 
 import ast
@@ -16,14 +16,16 @@ from training import Mistake
 from training.files import FILES, FOLDERS
 
 HOUSE = Path(__file__).resolve().parent.parent
-# Settings that change no weight, or that let the run only go on for longer.
+# Settings that change no weight, or that only let the run go on for longer.
 FREE = ("data", "output_dir", "overwrite", "ignore_changes", "gradient_histograms", "epochs")
 # Settings that earlier versions had, with the only value of each that trains as this one does.
 GONE = {"fade": 0.0}
+# Some of the settings that every config.json of a run has.
+SURE = ("activation", "batch_size", "depth", "epochs")
 
 
 def directory_of(settings):
-    """The directory of the run; two runs have the same one if what decides them is the same."""
+    """The directory of the run; two runs have the same one if the same settings decide them."""
     if settings.output_dir != "auto":
         return Path(settings.output_dir)
     deciding = {k: v for k, v in dataclasses.asdict(settings).items() if k not in FREE}
@@ -35,11 +37,8 @@ def directory_of(settings):
 
 
 def identity_of(settings, data=None, optimizer=None):
-    """What config.json keeps of the run; what is not known yet is left out."""
-    identity = {
-        "settings": dataclasses.asdict(settings),
-        "sources": sources_of(type(settings)),
-    }
+    """What config.json keeps to tell a run from others; without data and optimizer until known."""
+    identity = {"settings": dataclasses.asdict(settings)}
     if data is not None:
         identity["data"] = digest_of_arrays(data)
     if optimizer is not None:
@@ -47,35 +46,49 @@ def identity_of(settings, data=None, optimizer=None):
     return identity
 
 
-def require_same_run(settings, **known):
-    """Raises `Mistake` if the directory holds a run that this one does not go on with.
+def config_in(directory):
+    """The config.json of the run in a directory; None if there is none but somebody else's."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    settings = config.get("settings") if isinstance(config, dict) else None
+    if not isinstance(settings, dict) or not set(SURE) <= settings.keys():
+        return None
+    if "stretches" not in config:  # an earlier version kept the last one only
+        names = ("versions", "device", "devices", "compiler", "sources")
+        stretch = {name: config.pop(name) for name in names if name in config}
+        config["stretches"] = [{"first_epoch": 1} | stretch]
+    return config
 
-    Returns in words what has changed since, where the settings say to go on all the same. `known`
-    is what `identity_of` takes, as far as it is known.
+
+def require_same_run(settings, **known):
+    """Raises `Mistake` if the directory holds another run, or files of somebody else.
+
+    Args:
+        settings: Those of main.py.
+        **known: What `identity_of` takes, as far as it is known.
+
+    Returns:
+        What has changed since then, in words; not empty only if the settings say to ignore it.
     """
     directory = directory_of(settings)
-    config = directory / "config.json"
-    if not _is_of_a_run(config):
+    before = config_in(directory)
+    if before is None:
         _require_unused(directory)
         return ""
     if settings.overwrite:
         return ""
+    # The run may be older than some of the settings.
+    defaults = GONE | dataclasses.asdict(type(settings)())
+    before["settings"] = defaults | before["settings"]
     now = identity_of(settings, **known)
-    try:
-        before = json.loads(config.read_text(encoding="utf-8"))
-        defaults = GONE | dataclasses.asdict(type(settings)())
-        before["settings"] = defaults | before["settings"]  # it may be older than some setting
-        differing, changed = _differing_settings(before, now), _changed(before, now)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Mistake(
-            f"output_dir: {config} cannot be read ({error}); choose another directory, or replace "
-            "what is in it with --overwrite"
-        ) from error
-    if differing:
+    if differing := _differing_settings(before, now):
         raise Mistake(
             f"output_dir: '{directory}' holds a run with {differing}; choose another directory, "
             "or replace that run with --overwrite"
         )
+    changed = _changes(before, now, sources_of(type(settings)))
     if changed and not settings.ignore_changes:
         raise Mistake(
             f"output_dir: '{directory}' holds a run made before {changed} changed; replace the run "
@@ -85,19 +98,8 @@ def require_same_run(settings, **known):
     return changed
 
 
-def _is_of_a_run(config):
-    """Whether a file is the config.json of a run, as a damaged one may be."""
-    if not os.path.exists(config):  # nor could one look into any directory
-        return False
-    try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True
-    return isinstance(found, dict) and "settings" in found
-
-
 def _require_unused(directory):
-    """Raises `Mistake` if what a run would replace is there, but no run."""
+    """Raises `Mistake` if files are there that a run would replace."""
     names = [name for name in FILES + FOLDERS if name != ".unfinished"]
     if found := [name for name in names if os.path.lexists(directory / name)]:
         raise Mistake(
@@ -107,24 +109,25 @@ def _require_unused(directory):
 
 
 def _differing_settings(before, now):
+    """The settings that differ, in words."""
     other_data = "data" in now and before.get("data") != now["data"]
     before, now = before["settings"], GONE | now["settings"]
     names = [name for name in now if name not in FREE and before[name] != now[name]]
-    if now["epochs"] < before["epochs"]:
+    if isinstance(before["epochs"], int) and now["epochs"] < before["epochs"]:
         names.append("epochs")
     if other_data and before["data"] != now["data"]:
         names.append("data")
     return ", ".join(f"{name} {before[name]!r}, not {now[name]!r}" for name in names)
 
 
-def _changed(before, now):
-    """Which source files, and whether data or optimizer, are others than before, in words."""
-    old, new = before.get("sources", {}), now["sources"]
-    changed = sorted(name for name in old | new if old.get(name) != new.get(name))
-    if "data" in now and before.get("data") != now["data"]:
-        changed.append("the data")
-    if "optimizer" in now and before.get("optimizer") != now["optimizer"]:
-        changed.append("the optimizer")
+def _changes(before, now, sources):
+    """The source files that are others than before, and whether data or optimizer are, in words."""
+    stretches = before["stretches"]
+    old = stretches[-1].get("sources", {}) if stretches else sources  # nothing was trained yet
+    changed = sorted(name for name in old | sources if old.get(name) != sources.get(name))
+    for name in ("data", "optimizer"):
+        if name in now and before.get(name) != now[name]:
+            changed.append(f"the {name}")
     return ", ".join(changed)
 
 

@@ -1,5 +1,6 @@
 """What a run says of itself before and after the training, and what config.json says of it."""
 
+import os
 import platform
 import sys
 import time
@@ -11,24 +12,51 @@ from training import devices
 from training.checkpoints import Checkpoints, best_of
 from training.console import say
 from training.files import FILES, FOLDERS
-from training.identity import identity_of
+from training.identity import config_in, identity_of, sources_of
 from training.model import activations_of
 
 
-def describe(settings, model, data):
-    """Returns all that config.json says of a run: what decides it, and what it ran on."""
+def describe(settings, model, data, test=None):
+    """Returns all that config.json says of a run.
+
+    Its "stretches" has one entry: what trains now. `stretches` adds those of before.
+    """
     network = model.layers[-1]
     activation = activations_of(network)[0].activation
+    images = {"training": len(data.x_train), "test": len(data.x_test)}
+    if test:
+        images |= {"validation": len(data.x_test), "test": len(test[0])}
+    stretch = {
+        "device": devices.kind(),
+        "devices": devices.count(),
+        "compiler": devices.compiler_in_words(),
+        "versions": versions(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "sources": sources_of(type(settings)),
+    }
     return {
         **identity_of(settings, data, model.optimizer),
         "network": {"name": network.name, "parameters": network.count_params()},
         "activation": {"name": settings.activation} | parameters_of(activation),
-        "images": {"training": len(data.x_train), "test": len(data.x_test)},
-        "device": devices.kind(),
-        "devices": devices.count(),
-        "compiler": devices.in_words(),
-        "versions": versions(),
+        "images": images,
+        "stretches": [stretch],
     }
+
+
+def stretches(config, now, epochs):
+    """What has trained a run, and what trains it now: one entry for each stretch of epochs.
+
+    Args:
+        config: The config.json of the run so far, or None.
+        now: The entry of what trains now.
+        epochs: How many epochs are done.
+    """
+    before = config["stretches"] if config else []
+    trained = [stretch for stretch in before if stretch["first_epoch"] <= epochs]
+    now = {"first_epoch": epochs + 1} | now
+    if trained and trained[-1] | {"first_epoch": epochs + 1} == now:
+        return trained
+    return [*trained, now]
 
 
 def versions():
@@ -58,25 +86,25 @@ def announce(config, directory):
     """Says what is about to happen."""
     settings, activation = config["settings"], config["activation"]
     parameters = (f"{k} {v}" for k, v in activation.items() if k != "name")
-    device = config["device"]
-    if config["devices"] > 1:
-        device = f"{config['devices']} × {device}, which share each batch"
+    now = config["stretches"][-1]
+    device = now["device"]
+    if now["devices"] > 1:
+        device = f"{now['devices']} × {device}, which share each batch"
     faster = devices.bfloat16_wins() and settings["precision"] == "float32"
     by, rate = config["optimizer"]["name"], config["optimizer"].get("learning_rate")
     rate = f"{rate:g}" if isinstance(rate, float) else "a schedule of its own"
+    images = ", ".join(f"{n:,} {what} images" for what, n in config["images"].items())
     rows = {
         "network": "{name}, {parameters:,} parameters".format(**config["network"]),
         "activation": ", ".join([activation["name"], *parameters]),
-        "data": "{data}, {training:,} training and {test:,} test images".format(
-            **settings, **config["images"]
-        ),
+        "data": f"{settings['data']}, {images}",
         "augmentation": "flips and shifts" if settings["data_augmentation"] else "none",
         "training": "{epochs} epochs, batch size {batch_size}, {by} from {rate}, schedule "
         "{schedule}, {precision}, seed {seed}".format(**settings, by=by, rate=rate)
         + "; this CPU is faster with --precision mixed_bfloat16" * faster,
         "device": device,
-        "compiler": config["compiler"],
-        "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
+        "compiler": now["compiler"],
+        "versions": ", ".join(f"{name} {version}" for name, version in now["versions"].items()),
         "results": str(directory),
     }
     if line := devices.unused_gpu():
@@ -87,8 +115,10 @@ def announce(config, directory):
 
 def summarise(settings, directory, rows, trained):
     """Says what came out of how many epochs trained now, and where it lies."""
+    if not rows:
+        return
     last, best = rows[-1], best_of(rows)
-    if not trained:
+    if not trained and len(rows) >= settings.epochs:
         ended = Checkpoints(directory).path(last["epoch"]).stat().st_mtime
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(ended))
         say(f"Nothing to train: this run ended on {day}; its result:")
@@ -96,8 +126,12 @@ def summarise(settings, directory, rows, trained):
         say(f"Stopped by a callback after epoch {len(rows)} of {settings.epochs}")
     if "val_accuracy" in last:
         say(
-            f"Test accuracy: {last['val_accuracy']:.4f} in the last epoch, {last['epoch']}; "
+            f"{'Validation' if settings.validation else 'Test'} accuracy: "
+            f"{last['val_accuracy']:.4f} in the last epoch, {last['epoch']}; "
             f"{best['val_accuracy']:.4f} in the best, {best['epoch']}"
         )
+    if tested := (config_in(directory) or {}).get("test_accuracy"):
+        found = (f"{accuracy:.4f} of {name}" for name, accuracy in tested.items())
+        say(f"Test accuracy: {', '.join(found)}")
     written = sorted(name for name in FILES + FOLDERS if (directory / name).exists())
     say(f"Written to {directory}: {', '.join(written)}")

@@ -5,24 +5,32 @@ import json
 import sys
 
 from training import devices, report, tensorflow_cpu
+from training.callback_states import CallbackStates
 from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_text
-from training.identity import directory_of, require_same_run
+from training.identity import config_in, directory_of, require_same_run
 from training.model import make_variables
 
 
 class Run(contextlib.ExitStack):
     """A run, as a context within which nobody else trains in its directory.
 
-    Of several processes the first alone writes and prints; the others train along. Raises `Mistake`
-    if the directory holds another run, or another process trains in it.
+    Of several processes only the first writes and prints. The others train along.
+
+    Args:
+        settings: Those of main.py.
+        data: The images to train on, and in the place of the test images those that `fit` sees.
+        test: The (images, labels) to test on at the end; None if `fit` sees them after each epoch.
+
+    Raises:
+        Mistake: if the directory holds another run, or another process trains in it.
     """
 
-    def __init__(self, settings, data):
+    def __init__(self, settings, data, test=None):
         super().__init__()
         require_same_run(settings, data=data)
-        self.settings, self.data = settings, data
+        self.settings, self.data, self.test = settings, data, test
         self.directory = directory_of(settings)
         self.checkpoints = Checkpoints(self.directory)
         self.leads = devices.process()[0] == 0
@@ -33,44 +41,76 @@ class Run(contextlib.ExitStack):
         self.signals = self.enter_context(StopOnSignal())
         self.rows = [] if self.settings.overwrite else self.checkpoints.history()
         self.done = len(self.rows)  # epochs
-        self.callbacks = callbacks_of(
-            self.settings, self.data, self.directory, self.rows, self.leads
-        )
         return self
 
     def begin(self, model):
         """Puts the state that the run goes on from into a compiled model, and says so."""
         make_variables(model)
         tensorflow_cpu.shrink_graph(model)
-        optimizer = model.optimizer
-        changed = require_same_run(self.settings, data=self.data, optimizer=optimizer)
-        config = report.describe(self.settings, model, self.data)  # as the optimizer begins
+        changed = require_same_run(self.settings, data=self.data, optimizer=model.optimizer)
+        self.config = report.describe(self.settings, model, self.data, self.test)
+        before = None if self.settings.overwrite else config_in(self.directory)
+        self.config["stretches"] = report.stretches(before, self.config["stretches"][0], self.done)
         if self.done:
-            initial = [v.numpy() for v in optimizer.variables]
-            self.checkpoints.restore(model, self.done)
-            if "the optimizer" in changed:
-                for variable, value in zip(optimizer.variables, initial, strict=True):
-                    variable.assign(value)
+            self._restore(model, keep_optimizer="the optimizer" not in changed)
         if self.leads:
             if self.settings.overwrite:
                 self.signals.require_none()  # the last moment to save what is there
                 remove_run(self.directory)
-            report.announce(config, self.directory)
-            write_text(self.directory / "config.json", json.dumps(config, indent=2) + "\n")
-            if self.done and self.done < self.settings.epochs:
+            report.announce(self.config, self.directory)
+            if not self.done:  # the directory is this run's from now on
+                self._write_config(stretches=[])
+            elif self.done < self.settings.epochs:
                 print(f"Going on after epoch {self.done} of {self.settings.epochs}", flush=True)
+        self.signals.writes = True
 
-    def fit(self, callbacks=()):
-        """What else `fit` takes in this run, with callbacks of the user's own."""
-        first, last = self.callbacks
+    def _restore(self, model, keep_optimizer):
+        """Loads the last epoch; of a changed optimizer the state begins anew."""
+        optimizer = model.optimizer
+        initial = [variable.numpy() for variable in optimizer.variables]
+        self.checkpoints.restore(model, self.done)
+        if not keep_optimizer:
+            for variable, value in zip(optimizer.variables, initial, strict=True):
+                variable.assign(value)
+
+    def _write_config(self, **changes):
+        text = json.dumps(self.config | changes, indent=2) + "\n"
+        write_text(self.directory / "config.json", text)
+
+    def fit_arguments(self, callbacks=()):
+        """The arguments of `fit` in this run, but for the epochs; with the user's own callbacks."""
+        fed = devices.feed(self.settings, self.data, self.done)
+        states = CallbackStates(callbacks, self.checkpoints.callbacks(self.done), self.leads)
+        first, last = callbacks_of(self, fed["steps_per_epoch"], states)
         shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
         return {
-            **devices.feed(self.settings, self.data, self.done),
-            "callbacks": [self.signals, *first, *callbacks, *last],
+            **fed,
+            "callbacks": [self.signals, *first, *callbacks, states, *last],
             "verbose": shown if self.leads else 0,
         }
 
+    def keep_config(self):
+        """Writes what trains, as soon as an epoch has been trained."""
+        if len(self.rows) == self.done + 1:
+            self._write_config()
+
     def report(self):
-        """Says what came out."""
-        if self.leads:
-            report.summarise(self.settings, self.directory, self.rows, len(self.rows) - self.done)
+        """Says what came out. Tests the models, if the test images were kept back until now."""
+        if not self.leads:
+            return
+        if self.test and (self.directory / "final.keras").exists():
+            self._test_models()
+        report.summarise(self.settings, self.directory, self.rows, len(self.rows) - self.done)
+
+    def _test_models(self):
+        from training.evaluate import accuracy_of
+
+        before = config_in(self.directory)
+        if "test_accuracy" not in before or len(self.rows) > self.done:
+            with devices.without_distribution():
+                found = {
+                    name: accuracy_of(self.directory / name, *self.test)
+                    for name in ("final.keras", "best.keras")
+                }
+            self.config = before
+            self._write_config(test_accuracy=found)

@@ -8,6 +8,8 @@ import os
 import re
 import typing
 
+import numpy as np
+
 from training import Mistake
 from training.data import require_source
 
@@ -30,25 +32,64 @@ LIMITS = {
     "learning_rate": (1e-30, 1e30),
     "weight_decay": (0, 1e30),
     "seed": (0, 2**32 - 1),
+    "validation": (0, 0.9),
 }
 # Words that may stand in the place of a number.
 WORDS = {"learning_rate": ("auto",), "gain": ("peak",)}
 
 
 def check(settings):
-    """Returns the settings, paths whole; `Mistake` for what is wrong whatever the network."""
-    whole = {}
-    for name, kinds in _kinds(type(settings)).items():
-        value = getattr(settings, name)
-        if name in CHOICES or name in LIMITS or kinds[0] in (bool, str):
-            _require_allowed(name, kinds[0], value)
-        if type(value) is int and float in kinds:
-            whole[name] = float(value)  # as from the command line: the same run
-    if not settings.output_dir:
+    """Returns the settings in Python's own types, with whole paths.
+
+    Raises:
+        Mistake: for what is wrong whatever the network, or has no effect.
+    """
+    kinds = _kinds(type(settings))
+    whole = {name: _in_own_type(getattr(settings, name), kinds[name]) for name in kinds}
+    for name, value in whole.items():
+        if name in CHOICES or name in LIMITS or kinds[name][0] in (bool, str):
+            _require_allowed(name, kinds[name][0], value)
+    if not whole["output_dir"]:
         raise Mistake("output_dir: allowed is 'auto' or a path; received ''")
-    whole["data"] = require_source(settings.data)
-    whole["output_dir"] = os.path.expanduser(settings.output_dir)
+    _require_effect(whole, type(settings)())
+    whole["data"] = require_source(whole["data"])
+    whole["output_dir"] = os.path.expanduser(whole["output_dir"])
     return dataclasses.replace(settings, **whole)
+
+
+def _in_own_type(value, kinds):
+    """A number of NumPy as Python's own, a path as text, and an int as a float if that is due."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if type(value) is int and float in kinds:
+        value = float(value)  # as from the command line: the same run
+    return value
+
+
+def _require_effect(values, defaults):
+    """Raises `Mistake` for a parameter of GAAF that changes nothing.
+
+    Such a run would train the same numbers as another one, in a directory of its own.
+    """
+    phi, shape = values["activation"].removeprefix("GAAF_"), values["shape"]
+    if shape == "auto":
+        shape = {"relu": "sigmoid", "relu6": "sigmoid", "tanh": "gaussian"}.get(phi, "auto")
+    without_effect = {}
+    if shape != "sigmoid":
+        without_effect |= dict.fromkeys(("shift", "slope"), f"shape {shape!r}")
+    if values["wave"] == "none":
+        without_effect["frequency"] = "wave 'none'"
+    if phi == values["activation"]:
+        names = ("shift", "slope", "frequency", "wave", "shape", "gain")
+        without_effect = dict.fromkeys(names, f"activation {phi!r}")
+    for name, where in without_effect.items():
+        if values[name] != (default := getattr(defaults, name)):
+            raise Mistake(
+                f"{name}: allowed with {where} is the default, {default!r}, as it has no effect "
+                f"there; received {values[name]!r}"
+            )
 
 
 def _require_allowed(name, kind, value):

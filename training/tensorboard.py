@@ -21,16 +21,20 @@ class TensorBoard(keras.callbacks.Callback):
 
     def __init__(self, folder, rows):
         super().__init__()
-        self.folder, self.rows, self.writer = folder, rows, None
+        self.folder, self.rows, self.writer, self.logged = folder, rows, None, 0
 
     def on_train_begin(self, logs=None):
         for path in self.folder.glob("events*"):
             path.unlink()
-        for row in self.rows:
-            self._log(row)
+        self._log_new_rows()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._log(self.rows[-1])
+        self._log_new_rows()
+
+    def _log_new_rows(self):
+        for row in self.rows[self.logged :]:
+            self._log(row)
+        self.logged = len(self.rows)
 
     def _log(self, row):
         """Adds a row, at once: SummaryWriter's thread hides errors."""
@@ -45,7 +49,7 @@ class TensorBoard(keras.callbacks.Callback):
                 split = "test" if column.startswith("val_") else "train"
                 tag = f"{column.removeprefix('val_')}/{split}"
                 tag = column if column == "learning_rate" else tag
-                if column != "epoch":
+                if column != "epoch" and isinstance(value, float):
                     write_event(self.writer, row["epoch"], scalar(tag, value))
             self.writer.flush()
 
@@ -57,11 +61,13 @@ class GradientHistograms(keras.callbacks.Callback):
     from some raw images.
     """
 
-    def __init__(self, folder, images):
+    def __init__(self, folder, images, whole):
         super().__init__()
-        self.folder, self.images = folder, images
+        self.folder, self.images, self.whole = folder, images, whole
 
     def on_epoch_end(self, epoch, logs=None):
+        if not self.whole.is_whole:
+            return
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.summary import histogram
 
