@@ -116,6 +116,9 @@ def _plain(value, arrays):
         return {"dict": [[_plain(k, arrays), _plain(v, arrays)] for k, v in value.items()]}
     if isinstance(value, PurePath):
         return {"path": str(value)}
+    name = getattr(value, "__name__", "")
+    if callable(value) and getattr(keras.ops, name, None) is value:  # such as a `monitor_op`
+        return {"ops": name}
     if isinstance(value, np.ndarray | np.generic) or keras.ops.is_tensor(value):
         array = keras.ops.convert_to_numpy(value) if keras.ops.is_tensor(value) else value
         if np.asarray(array).dtype.kind in "biufcSU":
@@ -137,6 +140,8 @@ def _restored(plain, arrays):
             return tuple(_restored(x, arrays) for x in value)
         case "dict":
             return {_restored(k, arrays): _restored(v, arrays) for k, v in value}
+        case "ops":
+            return getattr(keras.ops, value)
         case "path":
             return type(PurePath())(value)
         case "scalar":

@@ -148,6 +148,8 @@ class RunFiles(keras.callbacks.Callback):
         first = ("learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
         names = sorted(logs, key=lambda name: first.index(name) if name in first else len(first))
         row = {"epoch": epoch + 1} | {name: _in_six_digits(logs[name]) for name in names}
+        for name in [name for name in names if isinstance(row[name], str)]:
+            del logs[name]  # Keras' progress bar, which comes next, fails on text
         self.rows.append(row)
         self.run.keep_config()
         self.checkpoints.save(self.model, self.rows, self.states.as_bytes())

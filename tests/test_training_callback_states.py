@@ -1,0 +1,309 @@
+"""A run in parts ends as the whole one does, whatever callbacks it has."""
+
+import itertools
+import signal
+
+import keras
+import numpy as np
+import pytest
+from backends import once
+from keras import callbacks, layers
+
+import gaaf
+import main
+from training import console, model
+
+BACKEND = keras.backend.backend()
+
+
+@pytest.fixture
+def small(npz, monkeypatch, tmp_path):
+    """A network that trains within a second; returns the settings of a run of it by name."""
+
+    def build(settings, data):
+        network = keras.Sequential(
+            [
+                keras.Input(data.image_shape),
+                layers.AveragePooling2D(8),
+                layers.Flatten(),
+                layers.Dense(8),
+                layers.Activation(gaaf.GAAF("relu"), name="first_act"),
+                layers.Dense(data.num_classes, "softmax"),
+            ]
+        )
+        raw = keras.Input(data.image_shape, dtype="uint8")
+        return keras.Sequential([raw, layers.Rescaling(1 / 255, dtype="float32"), network])
+
+    def settings(name, epochs=5):
+        directory = tmp_path / name
+        given = {"data": npz, "batch_size": 32, "epochs": epochs, "output_dir": directory}
+        return main.Settings(schedule="constant", learning_rate=0.01, **given)
+
+    def optimizer(settings, model):
+        return keras.optimizers.SGD(0.3, momentum=0.9, use_ema=True, ema_momentum=0.5)
+
+    monkeypatch.setattr(model, "build", build)
+    monkeypatch.setattr(model, "optimizer", optimizer)
+    monkeypatch.chdir(tmp_path)
+    return settings
+
+
+class Stop(callbacks.Callback):
+    """Interrupts a run in the middle of an epoch."""
+
+    def __init__(self, epoch=None):
+        super().__init__()
+        self.stops_in = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch + 1
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.now, batch) == (self.stops_in, 2):
+            raise console.Interrupted(signal.SIGINT)
+
+
+class Mine(callbacks.Callback):
+    """A callback as users write them: its state decides the learning rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses, self.best, self.weights, self.seen = [], None, (), {"epochs": 0}
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append(np.float32(logs["loss"]))
+        self.best = min(self.losses)
+        self.weights = tuple(self.model.get_weights()[:1])
+        self.seen["epochs"] += 1
+        self.model.optimizer.learning_rate = 0.1 / self.seen["epochs"] + 1e-3 * len(self.losses)
+
+
+# What makes each callback, in the directory of a run; None where a run cannot have it.
+MAKERS = {
+    "BackupAndRestore": None,  # is refused: a run goes on by itself
+    "CSVLogger": lambda here: callbacks.CSVLogger(f"{here}.csv"),
+    "Callback": lambda here: callbacks.Callback(),
+    "CallbackList": None,  # is none itself
+    "EarlyStopping": lambda here: callbacks.EarlyStopping(
+        "loss", patience=3, min_delta=10.0, restore_best_weights=True
+    ),
+    "History": lambda here: callbacks.History(),
+    "LambdaCallback": lambda here: callbacks.LambdaCallback(on_epoch_end=lambda *_: None),
+    "LearningRateScheduler": lambda here: callbacks.LearningRateScheduler(
+        lambda epoch, rate: rate / (epoch + 1)
+    ),
+    "ModelCheckpoint": lambda here: callbacks.ModelCheckpoint(
+        f"{here}.best.keras", monitor="val_loss", save_best_only=True
+    ),
+    "OrbaxCheckpoint": None,  # needs orbax-checkpoint, which is not among our requirements
+    "ProgbarLogger": lambda here: callbacks.ProgbarLogger(),
+    "ReduceLROnPlateau": lambda here: callbacks.ReduceLROnPlateau(
+        "loss", patience=1, cooldown=1, min_delta=10.0
+    ),
+    "RemoteMonitor": lambda here: callbacks.RemoteMonitor("http://localhost:1"),
+    "SwapEMAWeights": lambda here: callbacks.SwapEMAWeights(swap_on_epoch=True),
+    "TensorBoard": lambda here: callbacks.TensorBoard(f"{here}.tensorboard"),
+    "TerminateOnNaN": lambda here: callbacks.TerminateOnNaN(),
+}
+MORE = {
+    "Mine": lambda here: Mine(),
+    "ModelCheckpoint by steps": lambda here: callbacks.ModelCheckpoint(
+        here + ".{epoch}.{batch}.keras", save_freq=7
+    ),
+    "SwapEMAWeights for tests": lambda here: callbacks.SwapEMAWeights(),
+}
+POSSIBLE = {name: make for name, make in (MAKERS | MORE).items() if make}
+STATEFUL = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau", "SwapEMAWeights", "Mine")
+STATEFUL += ("CSVLogger", "ModelCheckpoint by steps", "SwapEMAWeights for tests")
+
+
+def arrays_of(path):
+    loaded = keras.models.load_model(path)
+    return [np.asarray(v) for v in (*loaded.weights, *loaded.optimizer.variables)]
+
+
+def require_same(whole, parts):
+    for name in ("history.csv", "final.keras", "best.keras"):
+        a, b = whole / name, parts / name
+        if name == "history.csv":
+            assert a.read_bytes() == b.read_bytes()
+        else:
+            for x, y in zip(arrays_of(a), arrays_of(b), strict=True):
+                np.testing.assert_array_equal(x, y, err_msg=name)
+    written = [
+        sorted(path.name.removeprefix(run.name) for path in run.parent.glob(f"{run.name}.*"))
+        for run in (whole, parts)
+    ]
+    assert written[0] == written[1]
+    for name in written[0]:
+        a, b = (run.with_name(run.name + name) for run in (whole, parts))
+        if name.endswith(".csv"):
+            assert a.read_bytes() == b.read_bytes()
+        elif name.endswith(".keras"):
+            for x, y in zip(arrays_of(a), arrays_of(b), strict=True):
+                np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def compare(names, small, tmp_path):
+    def train(run, stop=None):
+        made = [POSSIBLE[name](str(tmp_path / run)) for name in names]
+        return main.train(small(run), [*made, Stop(stop)])
+
+    train("whole")
+    with pytest.raises(console.Interrupted):
+        train("parts", stop=3)
+    train("parts")
+    require_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_every_callback_of_keras_is_known_here():
+    """A new one is to be tried."""
+    assert {name for name in dir(callbacks) if not name.startswith("_")} == set(MAKERS)
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_a_run_in_parts_ends_as_the_whole_one(name, small, tmp_path, capsys):
+    if name == "TensorBoard":
+        pytest.importorskip("tensorboard")  # by which TensorFlow writes the logs
+    compare([name], small, tmp_path)
+    assert "cannot give back" not in capsys.readouterr().out
+
+
+def pairs():
+    """All pairs, of which those that meet most often are not slow."""
+    often = ("EarlyStopping", "ReduceLROnPlateau"), ("EarlyStopping", "SwapEMAWeights")
+    for names in itertools.combinations(STATEFUL, 2):
+        marks = [] if names in often else [pytest.mark.slow]
+        yield pytest.param(names, marks=marks, id=" and ".join(names))
+
+
+@once
+@pytest.mark.parametrize("names", pairs())
+def test_so_does_one_with_two_callbacks(names, small, tmp_path):
+    if sum(name.startswith("SwapEMA") for name in names) < 2:  # each would undo the other
+        compare(names, small, tmp_path)
+
+
+def test_a_callback_that_stops_a_run_stops_one_in_parts_as_early(small, tmp_path):
+    patient = [callbacks.EarlyStopping("loss", patience=3, min_delta=10.0)]
+    history = main.train(small("whole"), [*patient, Stop()])
+    assert history.epoch == [0, 1, 2, 3]
+    with pytest.raises(console.Interrupted):
+        main.train(small("parts"), [*patient, Stop(3)])
+    fresh = callbacks.EarlyStopping("loss", patience=3, min_delta=10.0)
+    history = main.train(small("parts"), [fresh, Stop()])
+    assert history.epoch == [2, 3]
+
+
+def test_a_setting_of_a_callback_may_change(small, capsys):
+    with pytest.raises(console.Interrupted):
+        main.train(small("run"), [callbacks.EarlyStopping("loss", 10.0, 3), Stop(3)])
+    main.train(small("run"), [callbacks.EarlyStopping("loss", 10.0, patience=30), Stop()])
+    assert "Stopped" not in capsys.readouterr().out
+
+
+def test_averaged_weights_are_those_that_are_kept_and_tested(small, tmp_path):
+    """And training goes on from the others."""
+    history = main.train(small("run"), [callbacks.SwapEMAWeights(swap_on_epoch=True)])
+    final = keras.models.load_model(tmp_path / "run" / "final.keras", compile=False)
+    with np.load(small("run").data) as arrays:
+        predicted = final.predict(arrays["x_test"], verbose=0).argmax(axis=1)
+        accuracy = np.mean(predicted == arrays["y_test"])
+    assert accuracy == pytest.approx(history.history["val_accuracy"][-1], abs=1e-6)
+
+
+class Unkeepable(callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.generator, self.epochs, self.function = np.random.default_rng(0), 0, print
+
+
+def test_what_cannot_be_kept_is_named_when_the_run_begins(small, capsys):
+    main.train(small("run", epochs=2), [Unkeepable()])
+    said = capsys.readouterr().out
+    line = "Callback Unkeepable: a run that goes on cannot give back what is in generator; allowed"
+    assert line in said and said.index(line) < said.index("Epoch 1/2")
+    assert "epochs" not in said.split(line)[1].split("\n")[0] and "function" not in said
+
+
+def test_other_callbacks_begin_anew(small, capsys):
+    main.train(small("run", epochs=1), [Mine()])
+    mine = Mine()
+    main.train(small("run", epochs=2), [callbacks.History(), mine])
+    said = capsys.readouterr().out
+    assert "Callback History begins anew: in its place there was Mine" in said
+    assert "Callback Mine begins anew: in its place there was none" in said
+    assert mine.seen == {"epochs": 1}
+
+
+class StopsWithin(callbacks.Callback):
+    def __init__(self, epoch, step):
+        super().__init__()
+        self.stops_in, self.step = epoch, step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.now, batch + 1) == (self.stops_in, self.step):
+            self.model.stop_training = True
+
+
+def test_an_epoch_that_a_callback_ends_within_is_not_kept(small, tmp_path, capsys):
+    main.train(small("whole"))
+    main.train(small("parts"), [StopsWithin(3, 2)])
+    said = capsys.readouterr().out
+    assert "Stopped in epoch 3 after step 2 of 4" in said
+    rows = (tmp_path / "parts" / "history.csv").read_text().splitlines()
+    assert len(rows) == 3 and (tmp_path / "parts" / "final.keras").exists()
+    main.train(small("parts"))
+    assert "Going on after epoch 2 of 5" in capsys.readouterr().out
+    require_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_epoch_that_ends_with_its_last_step_is_whole(small, tmp_path, capsys):
+    main.train(small("run"), [StopsWithin(2, 4)])
+    assert "Stopped by a callback after epoch 2 of 5" in capsys.readouterr().out
+
+
+def test_an_epoch_that_keras_cuts_short_is_not_kept(small, tmp_path, capsys, monkeypatch):
+    keras.config.set_max_steps_per_epoch(3)
+    try:
+        main.train(small("run", epochs=1))
+    finally:
+        keras.config.set_max_steps_per_epoch(None)
+    assert "Stopped in epoch 1 after step 3 of 4" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "history.csv").exists()
+    main.train(small("run", epochs=1))
+    assert "Test accuracy" in capsys.readouterr().out
+
+
+class Notes(callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        logs |= {"note": "text", "seconds": 1.23456789}
+
+
+def test_text_in_the_logs_does_not_lose_the_epoch(small, tmp_path):
+    main.train(small("run", epochs=2), [Notes()])
+    header, *rows = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert header.endswith("note,seconds")
+    assert len(rows) == 2 and all(row.endswith("text,1.23457") for row in rows)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras tells of steps out of order on JAX alone")
+def test_the_step_of_a_nan_is_the_first_one(small, monkeypatch):
+    """Steps of a NaN that Keras' threads tell of in any order."""
+    build = model.build
+
+    def with_nan(settings, data):
+        data.x_train[:] = 255
+        return build(settings, data)
+
+    monkeypatch.setattr(model, "build", with_nan)
+    monkeypatch.setattr(model, "optimizer", lambda *_: keras.optimizers.SGD(1e38))
+    told = set()
+    for number in range(10):
+        with pytest.raises(console.NotFinite) as error:
+            main.train(small(f"run{number}"))
+        told.add(str(error.value).rpartition(" in ")[2])
+    assert len(told) == 1
