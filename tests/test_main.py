@@ -116,6 +116,26 @@ def test_a_backend_that_cannot_be_imported_is_a_mistake(tmp_path):
     )
 
 
+@pytest.mark.parametrize("backend", ["numpy", "openvino"])
+def test_a_backend_that_cannot_train_is_a_mistake(backend, tmp_path, monkeypatch):
+    if backend == "openvino":
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / "openvino.py").write_text("")
+    done = python(ROOT / "main.py", "--data=digits", cwd=tmp_path, KERAS_BACKEND=backend)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "main.py: error: KERAS_BACKEND: allowed is tensorflow, jax, torch"
+    )
+    assert done.stderr.count("\n") == 1 and f"received {backend!r}" in done.stderr
+
+
+def test_a_matplotlib_that_cannot_be_imported_is_not_the_backends_fault(tmp_path):
+    done = python(ROOT / "main.py", "--data=digits", cwd=tmp_path, MPLBACKEND="junk")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = (x for x in done.stderr.splitlines() if x.startswith("main.py: "))
+    assert "'junk' is not a valid value" in line and "KERAS_BACKEND" not in line
+
+
 @pytest.mark.parametrize(
     "mistake",
     ["--version=3", "--data=missing.npz", "--epochs=0", "--shift=nan", "--optimizer=adamax"],
@@ -405,3 +425,36 @@ def test_what_runs_eagerly_can_be_looked_at(npz, tmp_path, monkeypatch):
     )
     main.train(settings)
     assert len(seen) == 3 and min(seen) > 0 and max(seen) < 1
+
+
+def test_validation_images_choose_and_test_images_are_used_once(npz, tmp_path, capsys, monkeypatch):
+    def tested(path, images, labels):
+        used.append((path.name, len(images)))
+        return accuracy_of(path, images, labels)
+
+    from training import evaluate
+
+    used, accuracy_of = [], evaluate.accuracy_of
+    monkeypatch.setattr(evaluate, "accuracy_of", tested)
+    settings = main.Settings(
+        depth=8, data=npz, batch_size=32, epochs=2, validation=0.25, output_dir=tmp_path / "run"
+    )
+    history = main.train(settings).history
+    said = capsys.readouterr().out
+    assert "images" in said and "16 test images" in said
+    assert used == [("final.keras", 16), ("best.keras", 16)]
+    rows = read_history(tmp_path / "run" / "history.csv")
+    assert [row["val_accuracy"] for row in rows] == pytest.approx(history["val_accuracy"], rel=1e-5)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    found = config["test_accuracy"]
+    with np.load(npz) as arrays:
+        for name in ("final.keras", "best.keras"):
+            model = keras.models.load_model(tmp_path / "run" / name, compile=False)
+            predicted = model.predict(arrays["x_test"], verbose=0).argmax(axis=1)
+            assert found[name] == pytest.approx(np.mean(predicted == arrays["y_test"]))
+    assert f"Test accuracy: {found['final.keras']:.4f} of final.keras" in said
+    assert "Validation accuracy: " in said
+    images = config["images"]
+    assert images["training"] + images["validation"] == 128 and images["test"] == 16
+    main.train(settings)  # there is nothing to train, nor to test
+    assert len(used) == 2 and "Test accuracy: " in capsys.readouterr().out

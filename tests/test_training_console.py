@@ -1,9 +1,11 @@
 """What stands on the terminal: in any encoding, at any width, through any pipe."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -164,6 +166,66 @@ def test_a_pipe_that_is_closed_ends_it_quietly(flags, npz, tmp_path):
     assert code in (0, 141) if flags else code == 141
     for word in ("Traceback", "Exception", "BrokenPipe", "main.py"):
         assert word not in said, said
+
+
+def test_a_closed_stderr_is_no_crash(tmp_path):
+    command = f'"{sys.executable}" "{ROOT / "main.py"}" --epochs=0 2>&-'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_the_backend_is_that_of_the_environment_or_of_keras_json(tmp_path, monkeypatch):
+    """And the flags of XLA, which decide the last digits, are those for that backend."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    for text, named, backend in (
+        (None, None, "tensorflow"),
+        ("{}", None, "tensorflow"),
+        ("no JSON", None, "tensorflow"),
+        ('{"backend": "jax"}', None, "jax"),
+        ('{"backend": "jax"}', "", "jax"),
+        ('{"backend": "jax"}', "tensorflow", "tensorflow"),
+        ('{"backend": "tensorflow"}', "jax", "jax"),
+    ):
+        if text:
+            (tmp_path / "keras.json").write_text(text)
+        monkeypatch.delenv("KERAS_BACKEND", raising=False)
+        if named is not None:
+            monkeypatch.setenv("KERAS_BACKEND", named)
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        console.prepare_environment()
+        assert console.backend_named() == backend
+        assert ("XLA_FLAGS" in os.environ) == (backend == "tensorflow")
+
+
+def test_a_ctrl_c_that_an_import_swallows_is_not_lost():
+    before = signal.getsignal(signal.SIGINT)
+    imported = []
+    with pytest.raises(KeyboardInterrupt), console._late_ctrl_c():
+        with contextlib.suppress(BaseException):  # as code in C does
+            signal.raise_signal(signal.SIGINT)
+        imported.append("keras")
+    assert imported == ["keras"]
+    with pytest.raises(KeyboardInterrupt), console._late_ctrl_c():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the second one does not wait
+        imported.append("numpy")
+    assert imported == ["keras"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 80 bytes."),
+        type("ResourceExhaustedError", (Exception,), {})("OOM when allocating tensor"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."),
+    ],
+)
+def test_too_little_memory_is_told_in_one_line(error, tmp_path):
+    code, line = console.ending_of(error, main.Settings(output_dir=str(tmp_path)))
+    assert code == 1 and "take a smaller --batch-size" in line and "no epoch was completed" in line
+    assert console.ending_of(RuntimeError("another one"), main.Settings()) is None
 
 
 @once

@@ -346,3 +346,31 @@ def test_augmentation_flips_and_shifts_by_up_to_a_tenth():
     drawn = [possible[x.tobytes()] for x in augmented]  # a KeyError is a wrong image
     assert len(set(drawn)) == len(possible) == 98
     assert 0.45 < np.mean([flipped for _, _, flipped in drawn]) < 0.55
+
+
+def test_images_are_held_out_of_each_class_in_the_same_share():
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.repeat(np.arange(3), (20, 40, 60))).astype("int32")
+    x = np.broadcast_to(np.arange(120, dtype="uint8")[:, None, None, None], (120, 32, 32, 1))
+    whole = data.Data(x, y, x[:7], y[:7])
+    assert data.hold_out(whole, 0.0, seed=0) == (whole, None)
+    split, (test_images, test_labels) = data.hold_out(whole, 0.25, seed=0)
+    assert test_images is whole.x_test and test_labels is whole.y_test
+    assert np.bincount(split.y_train).tolist() == [15, 30, 45]
+    assert np.bincount(split.y_test).tolist() == [5, 10, 15]
+    trained, held_out = split.x_train[:, 0, 0, 0], split.x_test[:, 0, 0, 0]
+    assert sorted([*trained, *held_out]) == list(range(120))
+    np.testing.assert_array_equal(y[trained], split.y_train)
+    np.testing.assert_array_equal(y[held_out], split.y_test)
+    again, _ = data.hold_out(whole, 0.25, seed=0)
+    np.testing.assert_array_equal(again.x_test, split.x_test)
+    other, _ = data.hold_out(whole, 0.25, seed=1)
+    assert not np.array_equal(other.x_test, split.x_test)
+
+
+@pytest.mark.parametrize("share, received", [(0.01, "0 of the 20"), (0.99, "20 of the 20")])
+def test_a_share_that_leaves_a_class_without_images_is_refused(share, received):
+    y = np.repeat(np.arange(2), 20)
+    whole = data.Data(np.zeros((40, 32, 32, 1), "uint8"), y, y, y)
+    with pytest.raises(Mistake, match=rf"^validation: allowed .*received {share}, .*{received}"):
+        data.hold_out(whole, share, seed=0)

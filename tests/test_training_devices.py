@@ -134,6 +134,23 @@ def test_two_processes_train_as_one_does(small):
     )
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras trains in several processes on JAX")
+def test_the_first_process_waits_for_one_that_ends_later(small, monkeypatch):
+    """Else that one would abort, as the first one coordinates both."""
+    late = small / "late.py"
+    late.write_text(
+        "import os, sys, time\n"
+        "from training import console\n"
+        "import main\n"
+        "main.main(sys.argv[2:])\n"
+        "time.sleep(3 * int(os.environ['KERAS_DISTRIBUTION_PROCESS_ID']))\n"
+        "console.leave(0)\n"
+    )
+    monkeypatch.setitem(globals(), "SCRIPT", late)
+    for code, _, err in processes(small):
+        assert code == 0, err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="Keras trains in several processes on JAX")
 def test_two_processes_go_on(small):

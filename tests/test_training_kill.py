@@ -81,7 +81,10 @@ def test_a_second_ctrl_c_stops_at_once(npz, tmp_path):
                 time.sleep(60)
 
         settings = main.Settings(depth=8, data={str(npz)!r}, output_dir={str(tmp_path / "run")!r})
-        main.train(settings, callbacks=[Slow()])
+        try:
+            main.train(settings, callbacks=[Slow()])
+        finally:
+            print("the caller goes on", flush=True)
     """
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -92,6 +95,7 @@ def test_a_second_ctrl_c_stops_at_once(npz, tmp_path):
         assert process.poll() is None  # the first waits for the step
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == -signal.SIGINT
+        assert "the caller goes on" in process.stdout.read()
 
 
 @pytest.fixture
