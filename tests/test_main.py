@@ -174,6 +174,26 @@ def test_mixed_precision_trains_and_leaves_keras_as_it_was(npz, tmp_path):
     assert np.isfinite(history.history["loss"]).all()
 
 
+def test_a_loaded_model_of_mixed_float16_scales_its_loss(npz, tmp_path):
+    settings = main.Settings(
+        depth=8,
+        data=npz,
+        batch_size=32,
+        epochs=1,
+        precision="mixed_float16",
+        optimizer="adamw",
+        output_dir=tmp_path / "run",
+    )
+    trained = main.train(settings).model
+    loaded = keras.models.load_model(tmp_path / "run" / "final.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert isinstance(loaded.optimizer.inner_optimizer, keras.optimizers.AdamW)
+    for x, y in zip(loaded.optimizer.variables, trained.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    x, y = np.zeros((8, 32, 32, 3), "uint8"), np.arange(8)
+    assert np.isfinite(loaded.fit(x, y, verbose=0).history["loss"]).all()
+
+
 def test_the_seed_decides_the_run(npz, tmp_path):
     def weights(seed, run):
         settings = main.Settings(

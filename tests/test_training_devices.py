@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -257,3 +258,30 @@ def test_images_kept_on_the_device_make_the_same_batches(monkeypatch, augmentati
         np.testing.assert_array_equal(x, keras.ops.convert_to_numpy(kept))
         np.testing.assert_array_equal(y, labels)
     assert (operator.getitem in compiled) == (BACKEND == "jax")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="which draws the images of a GPU itself")
+@pytest.mark.parametrize("augmentation", [False, True])
+def test_tensorflow_draws_the_same_batches_for_a_gpu(augmentation, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (50, 32, 36, 3), dtype="uint8"), np.arange(50, dtype="int32") % 10
+    settings = main.Settings(batch_size=16, data_augmentation=augmentation)
+    drawn = {}
+    for kind in ("CPU", "GPU"):
+        monkeypatch.setattr(devices, "kind", lambda kind=kind: kind)
+        fed = devices.feed(settings, Data(x, y, x, y), first_epoch=2)
+        drawn[kind] = list(itertools.islice(iter(fed["x"]), 9))  # two epochs, and one batch
+        assert fed["steps_per_epoch"] == 4
+        assert fed["validation_batch_size"] == (16 if kind == "CPU" else 1024)
+    for (images, labels), (same_images, same_labels) in zip(*drawn.values(), strict=True):
+        np.testing.assert_array_equal(same_images, images)
+        np.testing.assert_array_equal(same_labels, labels)
+        assert same_images.dtype == "uint8" and same_labels.dtype == "int32"
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="whose devices Keras does not list")
+def test_devices_of_pytorch_are_named(monkeypatch):
+    for device, kind in (("cpu", "CPU"), ("cuda", "GPU"), ("mps", "MPS"), ("xpu", "XPU")):
+        tensor = types.SimpleNamespace(device=types.SimpleNamespace(type=device))
+        monkeypatch.setattr(devices.keras.ops, "zeros", lambda shape, tensor=tensor: tensor)
+        assert devices.kind() == kind

@@ -16,6 +16,7 @@ import keras
 from training import Mistake, reason
 from training.data import batches, images_of_an_epoch, part_of
 
+TESTED = 1024  # images tested at once on a GPU, which 128 do not keep busy
 WITH_CUDA = {
     "tensorflow": "pip install 'tensorflow[and-cuda]' -r requirements.txt",
     "jax": "pip install 'jax[cuda13]' -r requirements.txt",
@@ -24,11 +25,9 @@ WITH_CUDA = {
 
 
 def kind():
-    """The kind of device that Keras computes on: CPU, GPU or TPU."""
+    """The kind of device that Keras computes on: CPU, GPU or TPU; with PyTorch MPS or XPU too."""
     if keras.backend.backend() == "torch":  # whose devices Keras does not list
-        import torch
-
-        return "GPU" if torch.cuda.is_available() else "CPU"
+        return keras.ops.zeros(()).device.type.upper().replace("CUDA", "GPU")
     return keras.distribution.list_devices()[0].split(":")[0].upper()
 
 
@@ -139,10 +138,18 @@ def _distribution():
 
 
 def feed(settings, data, first_epoch=0):
-    """What `fit` is to train on from an epoch on, counted from 0, and to test on."""
+    """The arguments of `fit` that say what to train on from an epoch on, and what to test on.
+
+    Args:
+        settings: Those of main.py.
+        data: `training.data.Data`.
+        first_epoch: The epoch to begin with, counted from 0. Default 0.
+    """
     images, n = data.x_train, count()
     if _keeps_images():
         images = _OnDevice(images)
+    elif _draws_in_tensorflow():
+        images = _IndexAlone(images)
     drawn = functools.partial(
         batches,
         images,
@@ -158,13 +165,14 @@ def feed(settings, data, first_epoch=0):
     part = part_of(len(data.x_test), process())
     # A batch that the devices cannot share is given to all of them; so must all others be then.
     uneven = len(data.x_test) % n > 0
+    tested_at_once = settings.batch_size if kind() == "CPU" else max(TESTED, settings.batch_size)
     return {
-        "x": _dataset(drawn, images, data.y_train),
+        "x": _dataset(drawn, data),
         "steps_per_epoch": steps,
         "shuffle": False,  # that is done
         "initial_epoch": first_epoch,
         "validation_data": (data.x_test[part], data.y_test[part]),
-        "validation_batch_size": settings.batch_size // process()[1] - uneven,
+        "validation_batch_size": tested_at_once // process()[1] - uneven,
     }
 
 
@@ -191,19 +199,51 @@ def _keeps_images():
     return kind() != "CPU" and count() == 1 and keras.backend.backend() != "tensorflow"
 
 
-def _dataset(batches, *arrays):
-    """What `fit` takes of a function that returns a generator of batches of these arrays.
+class _IndexAlone:
+    """Images in whose place a batch has its index: TensorFlow draws them, in threads of its own."""
+
+    def __init__(self, images):
+        self.shape = images.shape
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        return tuple(
+            x.reshape(len(x), -1) for x in index
+        )  # numbers; with augmentation rows, columns
+
+
+def _draws_in_tensorflow():
+    """Whether TensorFlow, and not NumPy, draws the images of a batch: for a GPU, which waits."""
+    return keras.backend.backend() == "tensorflow" and kind() != "CPU"
+
+
+def _dataset(batches, data):
+    """What `fit` takes of a function that returns a generator of batches.
 
     Keras 3.15 draws a batch to build the model for several devices of TensorFlow, and then begins
     anew: of a mere generator some batches would be lost.
     """
-    if keras.backend.backend() != "tensorflow" or count() == 1:
+    if keras.backend.backend() != "tensorflow" or (count() == 1 and not _draws_in_tensorflow()):
         return batches()
     import tensorflow as tf
 
-    signature = tuple(tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in arrays)
-    drawn = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    return drawn.prefetch(tf.data.AUTOTUNE)
+    def drawn_at(index, labels):
+        numbers, *places = index
+        images = tf.gather(data.x_train, numbers[:, 0])
+        for axis, place in enumerate(places, 1):  # rows, then columns
+            images = tf.gather(images, place, axis=axis, batch_dims=1)
+        return images, labels
+
+    x, y = (tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in (data.x_train, data.y_train))
+    if not _draws_in_tensorflow():
+        drawn = tf.data.Dataset.from_generator(batches, output_signature=(x, y))
+        return drawn.prefetch(tf.data.AUTOTUNE)
+    parts = len(next(batches())[0])
+    index = (tf.TensorSpec((None, None), "int64"),) * parts
+    drawn = tf.data.Dataset.from_generator(batches, output_signature=(index, y))
+    return drawn.map(drawn_at, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def jit_compile():

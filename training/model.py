@@ -107,7 +107,22 @@ def dtype_policy(name):
 
 
 def optimizer(settings, model=None):
-    """Returns the optimizer of the settings; adamw decays the convolutions of the model alone."""
+    """Returns the optimizer of the settings.
+
+    In mixed_float16 it scales the loss. Keras would see to that too, but not in a model that it
+    loads: that forgets the precision of the whole model.
+
+    Args:
+        settings: Those of main.py.
+        model: With adamw, the model whose convolutions alone have weight decay.
+    """
+    plain = _plain_optimizer(settings, model)
+    if settings.precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(plain, name="loss_scale_optimizer")
+    return plain
+
+
+def _plain_optimizer(settings, model):
     rate = learning_rate(settings)
     if settings.optimizer == "sgd":
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
