@@ -66,7 +66,8 @@ class _Formula(NamedTuple):
         if self.wave == "round":
             periods = self.K * self.within_range(x)
             s = s * ops.sign(periods - ops.round(periods))
-        return self.gain * (_PHI_SLOPE[self.phi](x) + s)
+        slope = _PHI_SLOPE[self.phi](x) + s
+        return slope if self.gain == 1 else self.gain * slope  # saves a pass where nothing compiles
 
     def g(self, x):
         """The wave: (Kx − ⌊Kx⌋ − 0.5)/K, or for "round" (|Kx − round(Kx)| − 0.5)/K."""
@@ -191,29 +192,21 @@ class GAAF(keras.Operation):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        phi, usual_shape = _keras_equivalent(get(activation))
-        self.activation = phi
+        phi = _keras_equivalent(get(activation))
         if isinstance(phi, keras.Layer):
             _require("activation", _is_stateless(phi), "a layer without weights", phi)
+        self.activation = phi
         self.shift = _number("shift", shift)
         self.slope = _number("slope", slope)
         self.frequency = _number("frequency", frequency, "a positive finite number", 1.2e-38)
         _require("wave", wave in ("floor", "round", None), "'floor', 'round' or None", wave)
         self.wave = wave
-        if isinstance(shape, dict):  # of a saved model
-            shape = keras.saving.deserialize_keras_object(shape)
-        if shape == "auto":
-            shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else usual_shape or "auto"
-        usable = [x for x in _SHAPES if phi is relu or x not in _FOR_RELU_ALONE]
-        names, for_relu = (", ".join(map(repr, x)) for x in (_SHAPES, _FOR_RELU_ALONE))
-        allowed = f"{names}, a callable, or 'auto' for relu, relu6 and tanh; {for_relu} for relu"
-        _require("shape", callable(shape) or shape in usable, allowed + " alone", shape)
-        self.shape = shape
+        self.shape = _checked_shape(shape, phi)
         number = "a positive finite number or 'peak'"
         self.gain = gain if gain == "peak" else _number("gain", gain, number, 1.2e-38)
         self._gain = self.gain
         if gain == "peak":
-            parameters = phi, self.shift, self.slope, wave, shape
+            parameters = phi, self.shift, self.slope, wave, self.shape
             hashable = all(isinstance(x, Hashable) for x in parameters)
             self._gain = (_gain_at_peak if hashable else _gain_at_peak.__wrapped__)(*parameters)
 
@@ -394,6 +387,25 @@ def _number(name, value, allowed="a finite number", smallest=-math.inf):
     return float(value)
 
 
+def _checked_shape(shape, phi):
+    """The shape that the argument of GAAF stands for: a key of `_SHAPES`, or a callable."""
+    if isinstance(shape, dict):  # of a saved model
+        shape = keras.saving.deserialize_keras_object(shape)
+    if shape == "auto":
+        shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else _usual_shape(phi)
+    usable = [name for name in _SHAPES if phi is relu or name not in _FOR_RELU_ALONE]
+    names, for_relu = (", ".join(map(repr, each)) for each in (_SHAPES, _FOR_RELU_ALONE))
+    allowed = f"{names}, a callable, or 'auto' for relu, relu6 and tanh; {for_relu} for relu alone"
+    _require("shape", callable(shape) or shape in usable, allowed, shape)
+    return shape
+
+
+def _usual_shape(phi):
+    """What shape "auto" stands for; "auto", which is no shape, for a φ that has none."""
+    # A φ may have no hash.
+    return next((shape for key, shape in _SHAPE_OF.items() if key is phi), "auto")
+
+
 def _adds_wave(frequency, wave, dtype):
     """Whether values have the wave: not where it is below the rounding error of the dtype at 1."""
     epsilon = {"float16": 2**-10, "bfloat16": 2**-7}
@@ -402,16 +414,13 @@ def _adds_wave(frequency, wave, dtype):
 
 
 def _keras_equivalent(function):
-    """Keras' relu, relu6 or tanh, for the same one of `keras.ops` or the backend too; its shape.
-
-    Of any other callable, one without a hash too: itself, and None.
-    """
+    """Keras' relu, relu6 or tanh for the same one of `keras.ops` or the backend; else itself."""
     nn, numpy, lax = (getattr(_library, name, None) for name in ("nn", "numpy", "lax"))
     places = keras.activations, ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
-    for phi, shape in _SHAPE_OF.items():
+    for phi in _SHAPE_OF:
         if any(getattr(place, phi.__name__, None) is function for place in places):
-            return phi, shape
-    return function, None
+            return phi
+    return function
 
 
 def _is_stateless(layer):
@@ -454,9 +463,7 @@ def _largest_slope(function):
     return largest
 
 
-# How each backend is told of a gradient that is not the derivative of the value.
-
-_values_are_of_phi = contextvars.ContextVar("values_are_of_phi", default=False)  # to compare them
+# The gradient. `_differentiable` tells each backend to use it instead of the value's derivative.
 
 
 def _accelerated(formula):
@@ -577,7 +584,10 @@ def _is_being_exported():
     return frame is not None
 
 
-# The converter: a copy of a model with other activations, by way of the file that Keras saves.
+# The converter. It saves the model, replaces activations in the saved config and loads the copy
+# (`_Converter`). Then it computes outputs of both, with φ for GAAF, and compares them (`_compare`).
+
+_values_are_of_phi = contextvars.ContextVar("values_are_of_phi", default=False)
 
 
 def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[keras.Model, int]:
@@ -615,27 +625,30 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
     return _converted(model, _phi_of_gaaf, check)
 
 
-def _replaceable_phi(x):
+def _replaceable_phi(activation):
     """The φ that a function, layer or operation of Keras computes, if `to_gaaf` replaces it."""
-    classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(type(x))}
-    phi, shape = _keras_equivalent(classes.get(type(x).__name__.lower(), x))
-    if phi is relu and hasattr(x, "negative_slope"):
-        limits = x.max_value, x.negative_slope, x.threshold
-        return {(None, 0, 0): phi, (6, 0, 0): relu6}.get(limits) or keras.layers.ReLU(*limits)
-    return phi if shape else None
+    kind = type(activation)
+    classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(kind)}
+    phi = _keras_equivalent(classes.get(kind.__name__.lower(), activation))
+    if phi is relu and hasattr(activation, "negative_slope"):
+        limits = activation.max_value, activation.negative_slope, activation.threshold
+        return {(None, 0, 0): relu, (6, 0, 0): relu6}.get(limits) or keras.layers.ReLU(*limits)
+    return None if _usual_shape(phi) == "auto" else phi
 
 
-def _phi_of_gaaf(x):
+def _phi_of_gaaf(activation):
     """The φ of a GAAF, which is never one itself; None of anything else."""
-    functions = {"GAAF_relu": relu, "GAAF_tanh": tanh}
-    phi = x.activation if isinstance(x, GAAF) else None
-    if x in (GAAF_relu, GAAF_tanh):
-        phi = functions[x.__name__]
+    if activation is GAAF_relu:
+        return relu
+    if activation is GAAF_tanh:
+        return tanh
+    phi = activation.activation if isinstance(activation, GAAF) else None
     return phi and (_phi_of_gaaf(phi) or phi)
 
 
-def _is_keras(x):
-    return x.__module__ == __name__ or (x.__module__ or "").partition(".")[0] == "keras"
+def _is_keras(thing):
+    module = thing.__module__ or ""
+    return module == __name__ or module.partition(".")[0] == "keras"
 
 
 def _converted(model, replacement, check):
@@ -681,7 +694,7 @@ class _Converter:
             file = pathlib.Path(folder, "config.json")
             file.write_text(json.dumps(self.converted(json.loads(file.read_text()), model)))
             copy = keras.saving.load_model(folder, self.objects, compile=False, safe_mode=False)
-        if [*map(_signature, copy.weights)] != [*map(_signature, model.weights)]:
+        if [*map(_weight_signature, copy.weights)] != [*map(_weight_signature, model.weights)]:
             raise ValueError("its copy has other weights, or in another order")
         for new, old in zip(copy.weights, model.weights, strict=True):
             new.trainable = old.trainable
@@ -690,7 +703,7 @@ class _Converter:
     def converted(self, config, held, owner=None, key=""):
         """The new config of `held`, which `owner` has as its argument `key`."""
         if isinstance(config, list) and isinstance(held, list | tuple) and len(config) == len(held):
-            return [self.converted(x, y) for x, y in zip(config, held, strict=True)]
+            return [self.converted(*pair) for pair in zip(config, held, strict=True)]
         if not isinstance(config, dict | str):
             return config
         if new := self.replacement_of(held, owner):
@@ -711,10 +724,13 @@ class _Converter:
         if not callable(held) or isinstance(owner, GAAF):
             return None
         try:
-            return self.replacement(held)
+            new = self.replacement(held)
+            refused = new and _is_of_integers(held, owner)
         except ValueError:  # as of GAAF(tanh, shape="bsilu")
+            refused = True
+        if refused:
             self.note(held, owner)
-            return None
+        return None if refused else new
 
     def note(self, held, owner):
         """Notes what is left as it is, for the warning."""
@@ -758,7 +774,7 @@ class _Converter:
         arguments = {key: getattr(held, key, None) for key in config}
         if hasattr(held, "forward_layer"):  # Bidirectional
             arguments["layer"] = held.forward_layer
-        new = {key: self.converted(x, arguments[key], held, key) for key, x in config.items()}
+        new = {key: self.converted(config[key], arguments[key], held, key) for key in config}
         if isinstance(held, keras.Model) and "layers" in config:
             new["layers"] = self.of_layers(config["layers"], held)
         return new
@@ -767,22 +783,34 @@ class _Converter:
         """The new configs of a model's layers; a layer used twice gets one identity."""
         layers = getattr(model, "operations", None) or model.layers
         first = len(configs) - len(set(layers))  # a Sequential hides its input, and
-        of = dict(zip(dict.fromkeys(layers), configs[first:], strict=True))  # forgets sharing
-        shared = [self.converted(of[x], x) | {"shared_object_id": id(x)} for x in layers]
-        return configs[:first] + shared
+        config_of = dict(
+            zip(dict.fromkeys(layers), configs[first:], strict=True)
+        )  # forgets sharing
+        new = [self.converted(config_of[layer], layer) for layer in layers]
+        for config, layer in zip(new, layers, strict=True):
+            config["shared_object_id"] = id(layer)
+        return configs[:first] + new
+
+
+def _is_of_integers(held, owner):
+    """Whether an activation in a graph gets integers, which GAAF does not take."""
+    applied = owner if isinstance(owner, keras.layers.Activation) else held
+    x = getattr(applied, "input", None)  # outside a graph there is none
+    return isinstance(x, keras.KerasTensor) and "float" not in x.dtype
 
 
 def _operation_of(function, held):
     """The operation that Keras makes of a function in a graph: as `held`, it passes masks on."""
+    x = keras.Input((1,))
     try:
-        _, operation = keras.Model(x := keras.Input((1,)), function(x)).operations
+        _, operation = keras.Model(x, function(x)).operations
         return operation
     except (ValueError, TypeError):  # Keras has none that computes it
         return keras.layers.Activation(function, dtype=held.output.dtype)
 
 
-def _signature(weight):
-    """What tells a weight from others: its shape, and its name unless Keras has numbered it."""
+def _weight_signature(weight):
+    """The shape and, unless Keras has numbered it, the name of a weight."""
     return "" if weight.name.startswith("variable") else weight.name, weight.shape
 
 
@@ -806,22 +834,30 @@ def _compare(model, copy):
 
 def _difference(model, tensors, copy, copied_tensors):
     """The largest difference of the same tensors in both, as a share of the largest value."""
+    largest = 0
     pairs = zip(_outputs(model, tensors), _outputs(copy, copied_tensors), strict=True)
-    return max(np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-30) for a, b in pairs)
+    for expected, found in pairs:
+        difference = np.abs(expected - found).max(initial=0)
+        largest = max(largest, difference / np.abs(expected).max(initial=1e-30))
+    return largest
 
 
 def _outputs(model, tensors):
-    """The values of a model's tensors, for a random batch that is always the same."""
-    probe, batch = keras.Model(model.inputs, tensors), []
-    for x in model.inputs:
-        shape = [x.shape[0] or 2, *(n or 64 for n in x.shape[1:])]
-        low = -1 if "float" in x.dtype else 0  # an Embedding takes 0 and 1
-        batch.append(ops.cast(keras.random.uniform(shape, low, low + 2, seed=0), x.dtype))
+    """The values of a model's tensors, with φ for GAAF, for a batch that is always the same."""
+    probe = keras.Model(model.inputs, tensors)
     variables = probe.trainable_variables, probe.non_trainable_variables
+    batch = [_random_batch(tensor) for tensor in model.inputs]
     context = contextvars.copy_context()
     context.run(_values_are_of_phi.set, True)  # so that all that may differ is rounding
     # What a layer compiles by itself would remember for which of both it was traced.
     with _library.disable_jit() if _BACKEND == "jax" else contextlib.nullcontext():
-        y, _ = context.run(probe.stateless_call, *variables, batch, training=False)
-    values = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in keras.tree.flatten(y))
-    return [np.nan_to_num(value) for value in values]
+        outputs, _ = context.run(probe.stateless_call, *variables, batch, training=False)
+    outputs = [ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]
+    return [np.nan_to_num(ops.convert_to_numpy(output)) for output in outputs]
+
+
+def _random_batch(tensor):
+    """Two random samples for an input of a model."""
+    shape = [tensor.shape[0] or 2, *(size or 64 for size in tensor.shape[1:])]
+    low = -1 if "float" in tensor.dtype else 0  # an Embedding takes 0 and 1
+    return ops.cast(keras.random.uniform(shape, low, low + 2, seed=0), tensor.dtype)

@@ -334,6 +334,18 @@ def test_what_gaaf_does_not_take_stays_as_it_was_and_is_named():
     np.testing.assert_allclose(copy.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
+def test_what_is_computed_of_integers_stays_as_it_was_and_is_named():
+    x = keras.Input((4,), dtype="int32")
+    first, second = layers.ReLU(name="first")(x), layers.Activation("relu", name="second")(x)
+    y = layers.Dense(3, activation="relu")(ops.cast(ops.relu(x), "float32"))
+    copy, replaced, said = converted(gaaf.to_gaaf, keras.Model(x, [first, second, y]))
+    assert replaced == 1 and isinstance(copy.layers[-1].activation, gaaf.GAAF)
+    left = set(said.partition("left as they are: ")[2].split(", "))
+    assert {"first (ReLU)", "second (relu)"} < left and len(left) == 3
+    assert isinstance(copy.get_layer("first"), layers.ReLU)
+    assert copy.get_layer("second").activation is keras.activations.relu
+
+
 def test_functions_of_keras_count_wherever_they_come_from():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4, activation=ops.relu)])
     model.add(layers.Activation(ops.tanh))

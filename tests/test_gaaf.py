@@ -523,6 +523,23 @@ def test_infinities_and_nan(dtype, wave):
                 np.testing.assert_allclose(y, limits + nan, atol=0.51 / frequency, err_msg=way)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow's debugger")
+def test_numerics_are_checked_as_the_page_says():
+    """With run_eagerly=True: TensorFlow cannot check what XLA compiles."""
+    import tensorflow as tf
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, gaaf.GAAF_relu)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    x = np.ones((2, 4), "float32")
+    tf.debugging.enable_check_numerics()
+    try:
+        model.fit(x, x[:, :3], verbose=0)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+            gaaf.gradient(gaaf.GAAF("relu", shape=lambda x: keras.ops.log(x)), [-1.0])
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
 @pytest.mark.parametrize("wave", ["floor", "round"])
 def test_values_stay_within_half_a_period_where_floats_are_coarse(wave):
     x = -np.logspace(0, 9, 5001).astype("float32")
