@@ -9,14 +9,13 @@ Results go into study/results/speed.csv; the tables in docs/speed.md come from t
 """
 
 import argparse
-import functools
-import itertools
 import os
 import re
 import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from training import console
@@ -90,17 +89,18 @@ def figures(names, precision):
     """Yields (figure, value) of everything that is measured of rows, their bases among them."""
     on_cpu, data = devices.kind() == "CPU", noise(BATCH)
     networks = {name: network_of(name, precision, data) for name in names}
-    step = (_train, 4, 1) if on_cpu else (_fit, 1, FITTED)  # function, calls, batches a call
     for size in (BATCH,) if on_cpu else (BATCH, LARGE_BATCH):
         at = f" at batch {size}" if size != BATCH else ""
         data = noise(size)
         x, y = (keras.ops.convert_to_tensor(a) for a in (data.x_train, data.y_train))
-        for what, (function, calls, batches) in (
-            ("training step", step),
-            ("inference", (_predict, 8, 1)),
-        ):
-            bound = {k: functools.partial(function, net, x, y) for k, net in networks.items()}
-            yield from ratios(what + at, names, in_turn(bound, calls), size * batches)
+        if on_cpu:
+            steps = {name: partial(net.train_on_batch, x, y) for name, net in networks.items()}
+            yield from ratios("training step" + at, names, in_turn(steps, calls=4), size)
+        else:
+            fits = {name: _fit_of(net, size) for name, net in networks.items()}
+            yield from ratios("training step" + at, names, in_turn(fits, 1), size * FITTED)
+        tests = {name: partial(net.predict_on_batch, x) for name, net in networks.items()}
+        yield from ratios("inference" + at, names, in_turn(tests, calls=8), size)
     weighed = [x for x in ("elu", "GAAF_relu", "GAAF_relu, limit wave") if x in names]
     if on_cpu and weighed:
         plain = memory("relu", precision)
@@ -109,18 +109,13 @@ def figures(names, precision):
             yield f"memory of a training step at batch {LARGE_BATCH}, {name} / relu", f"{taken:.2f}"
 
 
-def _train(network, x, y):
-    network.train_on_batch(x, y)
+def _fit_of(network, size):
+    """The function that takes several steps, with the batches and the `fit` of main.py.
 
-
-def _predict(network, x, y):
-    network.predict_on_batch(x)
-
-
-def _fit(network, x, y):
-    """Several steps, as a GPU begins the next one before Python has seen the last one end."""
-    batches = (batch for batch in itertools.repeat((x, y)))  # Keras takes generators alone
-    network.fit(batches, steps_per_epoch=FITTED, verbose=0)
+    A GPU begins a step before Python has seen the last one end: a step alone would take longer.
+    """
+    fed = devices.feed(main.Settings(batch_size=size), noise(FITTED * size))["x"]
+    return partial(network.fit, fed, steps_per_epoch=FITTED, shuffle=False, verbose=0)
 
 
 def ratios(what, names, seconds, images):

@@ -842,19 +842,3 @@ def test_functions_of_keras_are_found_again(activation, shape, tmp_path):
     x = keras.ops.convert_to_tensor(X)
     for f in (lambda a: a(x), lambda a: gaaf.gradient(a, x)):
         np.testing.assert_array_equal(to_numpy(f(loaded)), to_numpy(f(dense.activation)))
-
-
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="a tool of TensorFlow's")
-def test_tensorflows_check_of_numerics_works_in_an_eager_model():
-    """As docs/devices.md says: XLA, which compiles GAAF elsewhere, cannot compile the check."""
-    import tensorflow as tf
-
-    model = keras.Sequential([keras.Input((4, 4)), keras.layers.Dense(2, gaaf.GAAF("relu"))])
-    model.compile("sgd", "mse", run_eagerly=True)
-    tf.debugging.enable_check_numerics()
-    try:
-        model.fit(np.ones((2, 4, 4)), np.ones((2, 4, 2)), verbose=0)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
-            model.fit(np.full((2, 4, 4), np.nan), np.ones((2, 4, 2)), verbose=0)
-    finally:
-        tf.debugging.disable_check_numerics()

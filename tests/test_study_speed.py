@@ -27,8 +27,8 @@ def test_on_a_gpu_many_steps_are_timed_as_fit_takes_them(monkeypatch):
     steps = []
 
     class Network:
-        def fit(self, batches, steps_per_epoch, verbose):
-            steps.append(len(next(batches)[0]) * steps_per_epoch)
+        def fit(self, batches, steps_per_epoch, shuffle, verbose):
+            steps.append(len(next(iter(batches))[0]) * steps_per_epoch)
 
         def predict_on_batch(self, x):
             pass
