@@ -95,7 +95,7 @@ MAKERS = {
     "ModelCheckpoint": lambda here: callbacks.ModelCheckpoint(
         f"{here}.best.keras", monitor="val_loss", save_best_only=True
     ),
-    "OrbaxCheckpoint": None,  # needs orbax-checkpoint, which is not among our requirements
+    "OrbaxCheckpoint": lambda here: callbacks.OrbaxCheckpoint(f"{here}.orbax", max_to_keep=9),
     "ProgbarLogger": lambda here: callbacks.ProgbarLogger(),
     "ReduceLROnPlateau": lambda here: callbacks.ReduceLROnPlateau(
         "loss", patience=1, cooldown=1, min_delta=10.0
@@ -163,8 +163,9 @@ def test_every_callback_of_keras_is_known_here():
 
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_a_run_in_parts_ends_as_the_whole_one(name, small, tmp_path, capsys):
-    if name == "TensorBoard":
-        pytest.importorskip("tensorboard")  # by which TensorFlow writes the logs
+    needed = {"TensorBoard": "tensorboard", "OrbaxCheckpoint": "orbax.checkpoint"}
+    if name in needed:
+        pytest.importorskip(needed[name])  # which writes the files
     compare([name], small, tmp_path)
     assert "cannot give back" not in capsys.readouterr().out
 
