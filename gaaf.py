@@ -254,9 +254,9 @@ class GAAF(keras.Operation):
         config |= {name: getattr(self, name) for name in names}
         config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
         for name in ("activation", "shape"):
-            known, found = config[name], getattr(self, name)
-            if isinstance(known, dict) and getattr(ops, str(known.get("config")), None) is found:
-                known["module"] = "keras.ops"  # where Keras finds it again
+            entry, function = config[name], getattr(self, name)
+            if isinstance(entry, dict) and getattr(ops, str(entry.get("config")), None) is function:
+                entry["module"] = "keras.ops"  # where Keras finds it again
         return super().get_config() | config
 
     @classmethod
@@ -609,12 +609,7 @@ def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[
         TypeError, ValueError: if `model` is none, has no such copy, or a parameter is wrong.
     """
     GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
-
-    def accelerated(x):
-        phi = _replaceable_phi(x)
-        return phi and GAAF(phi, **parameters)
-
-    return _converted(model, accelerated, check)
+    return _converted(model, functools.partial(_gaaf_of, parameters), check)
 
 
 def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
@@ -623,6 +618,12 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
     Values differ by 0.5/frequency at most, for each activation. All else is as for `to_gaaf`.
     """
     return _converted(model, _phi_of_gaaf, check)
+
+
+def _gaaf_of(parameters, activation):
+    """The GAAF that takes the place of an activation; None if `to_gaaf` does not replace it."""
+    phi = _replaceable_phi(activation)
+    return phi and GAAF(phi, **parameters)
 
 
 def _replaceable_phi(activation):
@@ -655,21 +656,21 @@ def _converted(model, replacement, check):
     """Returns the copy and the number of replaced activations; logs, and warns of what is left."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: allowed is a keras.Model; received {type(model).__name__}")
-    converter, compared = _Converter(replacement), "not compared"
+    converter = _Converter(replacement)
     try:
         copy = converter.copy_of(model)
-        compared = _compare(model, copy) if check else compared
+        comparison = _compare(model, copy) if check else "not compared"
     except Exception as error:  # whatever the code of layers that are not Keras' own raises
         allowed = "model: allowed is one whose copy, saved and loaded by Keras, computes the same"
         given = f"'{model.name}' ({type(model).__name__}): {' '.join(str(error).split())[:400]}"
         raise ValueError(f"{allowed}; received {given}") from error
     count = len(converter.replaced)
-    said = f"'{model.name}', {count} activations replaced, {compared}"
-    logging.getLogger(__name__).info(said)
+    message = f"'{model.name}', {count} activations replaced, {comparison}"
+    logging.getLogger(__name__).info(message)
     if converter.left:
-        said += f"; left as they are: {', '.join(converter.left)}"
-    if converter.left or (check and compared.startswith("not")):
-        warnings.warn(said, stacklevel=3)
+        message += f"; left as they are: {', '.join(converter.left)}"
+    if converter.left or (check and comparison.startswith("not")):
+        warnings.warn(message, stacklevel=3)
     return copy, count
 
 
@@ -782,10 +783,9 @@ class _Converter:
     def of_layers(self, configs, model):
         """The new configs of a model's layers; a layer used twice gets one identity."""
         layers = getattr(model, "operations", None) or model.layers
-        first = len(configs) - len(set(layers))  # a Sequential hides its input, and
-        config_of = dict(
-            zip(dict.fromkeys(layers), configs[first:], strict=True)
-        )  # forgets sharing
+        # A Sequential hides its input, and forgets which of its layers are the same.
+        first = len(configs) - len(set(layers))
+        config_of = dict(zip(dict.fromkeys(layers), configs[first:], strict=True))
         new = [self.converted(config_of[layer], layer) for layer in layers]
         for config, layer in zip(new, layers, strict=True):
             config["shared_object_id"] = id(layer)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from backends import BACKEND, derivatives, to_numpy, ways_to_call
@@ -508,8 +509,11 @@ def test_the_backward_pass_keeps_no_more_than_the_input(wave):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_infinities_and_nan(dtype, wave):
     """Of NaN, those too all of whose bits are set, to which rounding by bits would add 1."""
-    bits = np.array([0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], "uint32")
-    x = keras.ops.cast(keras.ops.convert_to_tensor(bits.view("float32")[:, None]), dtype)
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    all_set = np.full(kind.itemsize, 0xFF, "uint8").view(kind)
+    x = np.concatenate([np.array([np.inf, -np.inf, np.nan], kind), all_set, -all_set])
+    assert np.isnan(x).tolist() == [False, False, True, True, True]
+    x = keras.ops.convert_to_tensor(x[:, None], dtype)
     nan = 3 * [np.nan]
     for frequency in (10_000, 10):
         for activation, limits in {
