@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 import main  # noqa: E402
 from study.runs import in_words  # noqa: E402
 from study.why import compiled  # noqa: E402
-from training import devices, report, tensorflow_cpu  # noqa: E402
+from training import batches, devices, report, tensorflow_cpu  # noqa: E402
 from training.data import Data  # noqa: E402
 from training.files import read_csv, write_csv  # noqa: E402
 from training.settings import CHOICES  # noqa: E402
@@ -114,7 +114,7 @@ def _fit_of(network, size):
 
     A GPU begins a step before Python has seen the last one end: a step alone would take longer.
     """
-    fed = devices.feed(main.Settings(batch_size=size), noise(FITTED * size))["x"]
+    fed = batches.feed(main.Settings(batch_size=size), noise(FITTED * size))["x"]
     return partial(network.fit, fed, steps_per_epoch=FITTED, shuffle=False, verbose=0)
 
 

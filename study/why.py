@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 
 import main  # noqa: E402
 from study.rows import PAPER, PEAK, RELU  # noqa: E402
-from training import Mistake, devices, model  # noqa: E402
+from training import Mistake, batches, devices, model  # noqa: E402
 from training.callbacks import LearningRate  # noqa: E402
 from training.data import load  # noqa: E402
 from training.files import write_text  # noqa: E402
@@ -124,7 +124,7 @@ def train(name, data, source, epochs):
             gradients.append(kernel_gradients(self.model, x, y))
 
     callbacks = [LearningRate(settings), Look()]
-    given = devices.feed(settings, data)
+    given = batches.feed(settings, data)
     history = network.fit(**given, epochs=epochs, callbacks=callbacks, verbose=2).history
     return {
         "settings": NETWORKS[name],

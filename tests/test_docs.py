@@ -10,7 +10,7 @@ import pytest
 from backends import once
 from PIL import Image
 
-from docs import make
+from docs import make, pictures
 
 README = make.PAGES[0].read_text(encoding="utf-8")
 
@@ -47,7 +47,7 @@ def test_pictures_can_be_made(tmp_path):
         assert re.search(rf"\]\((docs/)?{name}\)", texts) and (make.DOCS / name).exists()
 
 
-@pytest.mark.parametrize("name, results", [("study", make.analysis), ("why", make.why)])
+@pytest.mark.parametrize("name, results", [("study", pictures.analysis), ("why", pictures.why)])
 def test_pictures_are_current(name, results):
     with Image.open(make.DOCS / f"{name}.png") as picture:
         assert picture.text["Source"] == sha256(results.RESULTS.read_bytes()).hexdigest()
@@ -62,7 +62,7 @@ def drawn(monkeypatch):
         return figures[-1]
 
     figures = []
-    monkeypatch.setattr(make, "save", lambda figure, *_: figures.append(figure))
+    monkeypatch.setattr(pictures, "save", lambda figure, *_: figures.append(figure))
     return figure_of
 
 
@@ -87,8 +87,8 @@ def test_the_picture_of_the_study_shows_its_results(drawn):
     shown = [name for name in names if not name.endswith(":")]
     several = [row for row, x in found.items() if len(x.runs) > 1 and x.plain]
     assert sorted(shown) == sorted(several)
-    for axes, measure in ((left, make.accuracy), (right, make.loss)):
-        differences = make.differences(found, measure)
+    for axes, measure in ((left, pictures.accuracy), (right, pictures.loss)):
+        differences = pictures.differences(found, measure)
         for row, points in zip(shown, axes.containers, strict=True):
             assert points.lines[0].get_xydata().tolist() == [
                 [differences[row].mean, -names.index(row)]

@@ -14,7 +14,7 @@ from test_training_callbacks import scalars
 import main
 import training.model
 import training.tensorflow_cpu
-from training import devices, report
+from training import batches, devices, report
 from training.callbacks import LearningRate
 from training.data import load
 from training.files import read_history
@@ -341,7 +341,7 @@ def test_the_defaults_are_those_of_plain_keras_and_adam(npz, tmp_path):
         metrics=["accuracy"],
         jit_compile=devices.jit_compile(),
     )
-    model.fit(**devices.feed(settings, data), epochs=1, verbose=0)
+    model.fit(**batches.feed(settings, data), epochs=1, verbose=0)
     for ours, theirs in zip(trained.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from backends import BACKEND
 
-from training import Mistake, data
+from training import Mistake, batches, data
 from training.identity import digest_of_arrays
 
 
@@ -278,7 +278,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype="uint8
 
 def epochs(n=3, seed=1, first_epoch=0, augmentation=False):
     """The first epochs, each a list of its four batches."""
-    drawn = data.batches(IMAGES, LABELS, 16, augmentation, seed, first_epoch)
+    drawn = batches.draw(IMAGES, LABELS, 16, augmentation, seed, first_epoch)
     return [list(itertools.islice(drawn, 4)) for _ in range(n)]
 
 
@@ -326,7 +326,7 @@ def test_keras_trains_on_whole_epochs():
     model.build((None, 1))
     model.compile("sgd", "mse", run_eagerly=True)
     seen.clear()
-    drawn = data.batches(LABELS[:, None].astype("float32"), LABELS, 16, False, seed=1)
+    drawn = batches.draw(LABELS[:, None].astype("float32"), LABELS, 16, False, seed=1)
     model.fit(drawn, epochs=3, steps_per_epoch=4, shuffle=False, verbose=0)
     trained = [seen[i : i + 50] for i in range(0, len(seen), 50)]
     assert trained[-3:] == [labels(epoch) for epoch in epochs(3)]
@@ -342,7 +342,7 @@ def test_augmentation_flips_and_shifts_by_up_to_a_tenth():
             shifted = padded[down : down + 32, right : right + 32]
             possible[shifted.tobytes()] = (down, right, False)
             possible[shifted[:, ::-1].tobytes()] = (down, right, True)
-    augmented = image[None][data.augmented(np.zeros(2000, int), (32, 32), rng)]
+    augmented = image[None][batches.augmented(np.zeros(2000, int), (32, 32), rng)]
     drawn = [possible[x.tobytes()] for x in augmented]  # a KeyError is a wrong image
     assert len(set(drawn)) == len(possible) == 98
     assert 0.45 < np.mean([flipped for _, _, flipped in drawn]) < 0.55

@@ -18,8 +18,8 @@ from processes import ROOT, python
 
 import gaaf  # noqa: F401  so that its models can be loaded
 import main
-from training import Mistake, devices
-from training.data import Data, batches
+from training import Mistake, batches, devices
+from training.data import Data
 
 SCRIPT = ROOT / "tests" / "losses.py"
 # The last batch of an epoch has 8 images, or of 42 images 10, of which 4 devices share 8.
@@ -233,8 +233,8 @@ def forty_images():
 def test_fit_gets_the_batches_of_the_settings(augmentation):
     data = forty_images()
     settings = main.Settings(batch_size=16, seed=3, data_augmentation=augmentation)
-    drawn = devices.feed(settings, data, first_epoch=5)["x"]
-    expected = batches(data.x_train, data.y_train, 16, augmentation, seed=3, first_epoch=5)
+    drawn = batches.feed(settings, data, first_epoch=5)["x"]
+    expected = batches.draw(data.x_train, data.y_train, 16, augmentation, seed=3, first_epoch=5)
     for (x, y), (x_expected, y_expected) in zip(drawn, itertools.islice(expected, 4), strict=False):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(x), x_expected)
         np.testing.assert_array_equal(y, y_expected)
@@ -252,7 +252,7 @@ def test_images_kept_on_the_device_make_the_same_batches(monkeypatch, augmentati
         monkeypatch.setattr(jax, "jit", lambda f, jit=jax.jit: compiled.append(f) or jit(f))
     for drawn, kind in ((here, "CPU"), (there, "GPU")):
         monkeypatch.setattr(devices, "kind", lambda kind=kind: kind)
-        drawn += itertools.islice(devices.feed(settings, data)["x"], 6)  # two epochs
+        drawn += itertools.islice(batches.feed(settings, data)["x"], 6)  # two epochs
     for (x, y), (kept, labels) in zip(here, there, strict=True):
         assert isinstance(x, np.ndarray) and not isinstance(kept, np.ndarray)
         np.testing.assert_array_equal(x, keras.ops.convert_to_numpy(kept))
@@ -269,7 +269,7 @@ def test_tensorflow_draws_the_same_batches_for_a_gpu(augmentation, monkeypatch):
     drawn = {}
     for kind in ("CPU", "GPU"):
         monkeypatch.setattr(devices, "kind", lambda kind=kind: kind)
-        fed = devices.feed(settings, Data(x, y, x, y), first_epoch=2)
+        fed = batches.feed(settings, Data(x, y, x, y), first_epoch=2)
         drawn[kind] = list(itertools.islice(iter(fed["x"]), 9))  # two epochs, and one batch
         assert fed["steps_per_epoch"] == 4
         assert fed["validation_batch_size"] == (16 if kind == "CPU" else 1024)

@@ -6,7 +6,7 @@ import pytest
 from backends import BACKEND, once
 
 import main
-from training import devices, tensorflow_cpu
+from training import batches, devices, tensorflow_cpu
 from training.data import Data
 from training.model import build, make_variables, optimizer
 
@@ -101,7 +101,7 @@ def test_the_step_is_traced_once(monkeypatch):
         return call(inputs, training=training, mask=mask)
 
     network.call = counting
-    given = devices.feed(main.Settings(batch_size=20), Data(X, Y, X, Y))
+    given = batches.feed(main.Settings(batch_size=20), Data(X, Y, X, Y))
     model.fit(**given, epochs=2, verbose=0)
     assert int(model.optimizer.iterations) == 6
     assert traced.count(True) == 1 and len(traced) <= 2
@@ -143,7 +143,7 @@ def trained(small_graph, monkeypatch, optimizer="adam", **compiled):
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False, **compiled)
     make_variables(model)
     tensorflow_cpu.shrink_graph(model)
-    given = devices.feed(SETTINGS, Data(X, Y, X, Y))
+    given = batches.feed(SETTINGS, Data(X, Y, X, Y))
     return model, model.fit(**given, epochs=2, verbose=0).history["loss"]
 
 

@@ -13,7 +13,7 @@ import keras
 from training import Mistake, console
 from training.checkpoints import best_of
 from training.console import Interrupted, NotFinite, say
-from training.files import plot_curves, replace_file, write_csv
+from training.files import in_six_digits, plot_curves, replace_file, write_csv
 from training.model import learning_rate_at
 from training.tensorboard import GradientHistograms, TensorBoard
 
@@ -147,7 +147,7 @@ class RunFiles(keras.callbacks.Callback):
             return
         first = ("learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
         names = sorted(logs, key=lambda name: first.index(name) if name in first else len(first))
-        row = {"epoch": epoch + 1} | {name: _in_six_digits(logs[name]) for name in names}
+        row = {"epoch": epoch + 1} | {name: in_six_digits(logs[name]) for name in names}
         for name in [name for name in names if isinstance(row[name], str)]:
             del logs[name]  # Keras' progress bar, which comes next, fails on text
         self.rows.append(row)
@@ -169,14 +169,6 @@ class RunFiles(keras.callbacks.Callback):
     def _copy_checkpoint(self, row, name):
         source = self.checkpoints.path(row["epoch"])
         replace_file(self.directory / name, lambda temporary: shutil.copy(source, temporary))
-
-
-def _in_six_digits(value):
-    """A number of the logs for the history; what else a callback puts there, as text."""
-    try:
-        return float(f"{value:.6g}")
-    except (TypeError, ValueError):
-        return str(value)
 
 
 class StopOnNotFinite(keras.callbacks.Callback):

@@ -1,8 +1,7 @@
-"""Images and labels, from disk to batches: loads and checks them, shuffles and augments them."""
+"""Images and labels: loads them, checks them, and holds some out."""
 
 import hashlib
 import io
-import itertools
 import os
 import pickle
 import tarfile
@@ -217,64 +216,3 @@ def hold_out(data, share, seed):
         held_out[rng.permutation(of_label)[:n]] = True
     trained_on = data.x_train[~held_out], data.y_train[~held_out]
     return Data(*trained_on, data.x_train[held_out], data.y_train[held_out]), data[2:]
-
-
-def batches(
-    images, labels, batch_size, augmentation, seed, first_epoch=0, devices=1, process=(0, 1)
-):
-    """Yields the batches (images, labels) of one epoch after the other, without end.
-
-    Order and augmentation of an epoch follow from (seed, epoch) alone. One iterator for the whole
-    run, and not one an epoch, lets the next epoch's first batches be ready in time.
-
-    Args:
-        images: uint8 (n, height, width, channels), a NumPy array, or what is indexed like one.
-        labels: Integers (n,), a NumPy array.
-        batch_size: Images a batch; the last one of an epoch may be smaller.
-        augmentation: Whether to flip every other image left to right, at random, and to shift
-            each by up to 10 % of its size in either direction, repeating the pixels of its edge.
-        seed: Non-negative integer.
-        first_epoch: The epoch to begin with, counted from 0. Default 0.
-        devices: How many are to share each batch, as `images_of_an_epoch` says. Default 1.
-        process: (i, n): only the i-th of n parts of each batch is handed out. Default (0, 1).
-    """
-    n = images_of_an_epoch(len(images), batch_size, devices)
-    for epoch in itertools.count(first_epoch):
-        rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(len(images))
-        for start in range(0, n, batch_size):
-            batch = order[start : min(start + batch_size, n)]
-            index = augmented(batch, images.shape[1:3], rng) if augmentation else (batch,)
-            part = part_of(len(batch), process)
-            yield images[tuple(x[part] for x in index)], labels[batch[part]]
-
-
-def part_of(n, process):
-    """The slice of n images that is the i-th of equal parts, for process (i, parts)."""
-    part, parts = process
-    return slice(n * part // parts, n * (part + 1) // parts)
-
-
-def images_of_an_epoch(n, batch_size, devices):
-    """How many of n images an epoch uses.
-
-    From its last batch it leaves out as many as the devices cannot share evenly: other ones each
-    time, and none where there is one device.
-    """
-    return n - n % batch_size % devices
-
-
-def augmented(batch, size, rng):
-    """Returns the index of images flipped and shifted at random: (numbers, rows, columns).
-
-    Args:
-        batch: Numbers of the images, integers (n,).
-        size: (height, width) of an image.
-        rng: `numpy.random.Generator`.
-    """
-    (height, width), n = size, len(batch)
-    down, right = (rng.integers(-(size // 10), size // 10 + 1, (n, 1)) for size in (height, width))
-    rows = np.clip(np.arange(height) + down, 0, height - 1)
-    columns = np.clip(np.arange(width) + right, 0, width - 1)
-    columns = np.where(rng.random((n, 1)) < 0.5, columns[:, ::-1], columns)
-    return batch[:, None, None], rows[:, :, None], columns[:, None, :]

@@ -1,4 +1,4 @@
-"""Which devices there are, who gets which images, and the fastest way to train there.
+"""Which devices there are, and the fastest way to train there.
 
 Data parallelism over all devices that Keras sees, of one machine or, with JAX, of several: each
 step's batch is split among the devices, and all of them keep the same weights.
@@ -6,7 +6,6 @@ step's batch is split among the devices, and all of them keep the same weights.
 
 import contextlib
 import functools
-import operator
 import os
 import shutil
 from pathlib import Path
@@ -14,9 +13,7 @@ from pathlib import Path
 import keras
 
 from training import Mistake, reason
-from training.data import batches, images_of_an_epoch, part_of
 
-TESTED = 1024  # images tested at once on a GPU, which 128 do not keep busy
 WITH_CUDA = {
     "tensorflow": "pip install 'tensorflow[and-cuda]' -r requirements.txt",
     "jax": "pip install 'jax[cuda13]' -r requirements.txt",
@@ -137,113 +134,9 @@ def _distribution():
     return DataParallel(auto_shard_dataset=False)  # each process hands over its part
 
 
-def feed(settings, data, first_epoch=0):
-    """The arguments of `fit` that say what to train on from an epoch on, and what to test on.
-
-    Args:
-        settings: Those of main.py.
-        data: `training.data.Data`.
-        first_epoch: The epoch to begin with, counted from 0. Default 0.
-    """
-    images, n = data.x_train, count()
-    if _keeps_images():
-        images = _OnDevice(images)
-    elif _draws_in_tensorflow():
-        images = _IndexAlone(images)
-    drawn = functools.partial(
-        batches,
-        images,
-        data.y_train,
-        settings.batch_size,
-        settings.data_augmentation,
-        settings.seed,
-        first_epoch,
-        n,
-        process(),
-    )
-    steps = -(-images_of_an_epoch(len(images), settings.batch_size, n) // settings.batch_size)
-    part = part_of(len(data.x_test), process())
-    # A batch that the devices cannot share is given to all of them; so must all others be then.
-    uneven = len(data.x_test) % n > 0
-    tested_at_once = settings.batch_size if kind() == "CPU" else max(TESTED, settings.batch_size)
-    return {
-        "x": _dataset(drawn, data),
-        "steps_per_epoch": steps,
-        "shuffle": False,  # that is done
-        "initial_epoch": first_epoch,
-        "validation_data": (data.x_test[part], data.y_test[part]),
-        "validation_batch_size": tested_at_once // process()[1] - uneven,
-    }
-
-
-class _OnDevice:
-    """Images that lie on the device; on JAX, indexing them is one launch instead of a dozen."""
-
-    def __init__(self, images):
-        self.images, self.shape = keras.ops.convert_to_tensor(images), images.shape
-        self.take = operator.getitem
-        if keras.backend.backend() == "jax":
-            import jax
-
-            self.take = jax.jit(self.take)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.take(self.images, index)
-
-
-def _keeps_images():
+def keeps_images():
     """Whether all training images lie on the device."""
     return kind() != "CPU" and count() == 1 and keras.backend.backend() != "tensorflow"
-
-
-class _IndexAlone:
-    """Images in whose place a batch has its index: TensorFlow draws them, in threads of its own."""
-
-    def __init__(self, images):
-        self.shape = images.shape
-
-    def __len__(self):
-        return self.shape[0]
-
-    def __getitem__(self, index):
-        return tuple(
-            x.reshape(len(x), -1) for x in index
-        )  # numbers; with augmentation rows, columns
-
-
-def _draws_in_tensorflow():
-    """Whether TensorFlow, and not NumPy, draws the images of a batch: for a GPU, which waits."""
-    return keras.backend.backend() == "tensorflow" and kind() != "CPU"
-
-
-def _dataset(batches, data):
-    """What `fit` takes of a function that returns a generator of batches.
-
-    Keras 3.15 draws a batch to build the model for several devices of TensorFlow, and then begins
-    anew: of a mere generator some batches would be lost.
-    """
-    if keras.backend.backend() != "tensorflow" or (count() == 1 and not _draws_in_tensorflow()):
-        return batches()
-    import tensorflow as tf
-
-    def drawn_at(index, labels):
-        numbers, *places = index
-        images = tf.gather(data.x_train, numbers[:, 0])
-        for axis, place in enumerate(places, 1):  # rows, then columns
-            images = tf.gather(images, place, axis=axis, batch_dims=1)
-        return images, labels
-
-    x, y = (tf.TensorSpec((None, *a.shape[1:]), a.dtype) for a in (data.x_train, data.y_train))
-    if not _draws_in_tensorflow():
-        drawn = tf.data.Dataset.from_generator(batches, output_signature=(x, y))
-        return drawn.prefetch(tf.data.AUTOTUNE)
-    parts = len(next(batches())[0])
-    index = (tf.TensorSpec((None, None), "int64"),) * parts
-    drawn = tf.data.Dataset.from_generator(batches, output_signature=(index, y))
-    return drawn.map(drawn_at, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def jit_compile():
@@ -262,7 +155,7 @@ def compiler_in_words():
     if backend == "tensorflow":
         fused = "; fused normalisation" if on_one_cpu() else ""
         return "XLA" if jit_compile() else f"XLA for the activations alone{fused}"
-    images = f"images kept on the {kind()}" if _keeps_images() else "images handed over by batch"
+    images = f"images kept on the {kind()}" if keeps_images() else "images handed over by batch"
     return f"{'XLA' if backend == 'jax' else 'no compiler'}; {images}"
 
 

@@ -67,6 +67,14 @@ def write_csv(path, rows):
     replace_file(path, write)
 
 
+def in_six_digits(value):
+    """A number of the logs for the history; what else a callback puts there, as text."""
+    try:
+        return float(f"{value:.6g}")
+    except (TypeError, ValueError):
+        return str(value)
+
+
 def read_csv(path):
     """The rows of a CSV file as dictionaries of text; none where there is no file."""
     if not path.exists():

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 
-from training import devices, report, tensorflow_cpu
+from training import batches, devices, report, tensorflow_cpu
 from training.callback_states import CallbackStates
 from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
@@ -79,7 +79,7 @@ class Run(contextlib.ExitStack):
 
     def fit_arguments(self, callbacks=()):
         """The arguments of `fit` in this run, but for the epochs; with the user's own callbacks."""
-        fed = devices.feed(self.settings, self.data, self.done)
+        fed = batches.feed(self.settings, self.data, self.done)
         states = CallbackStates(callbacks, self.checkpoints.callbacks(self.done), self.leads)
         first, last = callbacks_of(self, fed["steps_per_epoch"], states)
         shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
