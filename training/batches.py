@@ -41,7 +41,7 @@ def feed(settings, data, first_epoch=0):
     )
     steps = -(-images_of_an_epoch(len(images), settings.batch_size, n) // settings.batch_size)
     part = part_of(len(data.x_test), devices.process())
-    # A batch that the devices cannot share is given to all of them; so must all others be then.
+    # A batch that the devices cannot share goes to each of them. Then all batches must do so.
     uneven = len(data.x_test) % n > 0
     tested_at_once = (
         settings.batch_size if devices.kind() == "CPU" else max(TESTED, settings.batch_size)
@@ -57,7 +57,7 @@ def feed(settings, data, first_epoch=0):
 
 
 class _OnDevice:
-    """Images that lie on the device; on JAX, indexing them is one launch instead of a dozen."""
+    """Images that lie on the device. On JAX, indexing them is one launch instead of a dozen."""
 
     def __init__(self, images):
         self.images, self.shape = keras.ops.convert_to_tensor(images), images.shape
@@ -75,7 +75,7 @@ class _OnDevice:
 
 
 class _IndexAlone:
-    """Images in whose place a batch has its index: TensorFlow draws them, in threads of its own."""
+    """Stands for the images: a batch of it is an index, by which TensorFlow draws the images."""
 
     def __init__(self, images):
         self.shape = images.shape
@@ -90,7 +90,7 @@ class _IndexAlone:
 
 
 def _draws_in_tensorflow():
-    """Whether TensorFlow, and not NumPy, draws the images of a batch: for a GPU, which waits."""
+    """Whether TensorFlow draws the images of a batch in its threads: a GPU would wait for NumPy."""
     return keras.backend.backend() == "tensorflow" and devices.kind() != "CPU"
 
 

@@ -70,7 +70,7 @@ class LearningRate(keras.callbacks.LearningRateScheduler):
 
 
 class Progress(keras.callbacks.Callback):
-    """Tells what takes time, and how much of it is left for all epochs."""
+    """Prints how long compiling takes, and how much time is left for all epochs."""
 
     async_safe = True  # Keras may tell of a step later, in another thread and out of order
 

@@ -1,4 +1,4 @@
-"""The state after an epoch, saved and restored, in one file that is whole or not there."""
+"""Saves and restores the state after an epoch, in one file that is whole or not there."""
 
 import json
 import zipfile
@@ -59,7 +59,7 @@ class Checkpoints:
                 path.unlink()
 
     def _files(self):
-        """{epoch: its file}, and no file of somebody else's."""
+        """{epoch: its file}; files of somebody else are left out."""
         files = self.folder.glob("*.keras")
         return {int(path.stem): path for path in files if path.stem.isdecimal()}
 
@@ -68,10 +68,10 @@ class Checkpoints:
         for _, path in sorted(self._files().items(), reverse=True):
             try:
                 with zipfile.ZipFile(path) as archive:
-                    if damaged := archive.testzip():  # compares what is in it with its checksums
+                    if damaged := archive.testzip():  # compares the checksums
                         raise zipfile.BadZipFile(f"{damaged} is damaged")
                     return json.loads(archive.read(HISTORY))
-            except Exception as error:  # of the many that a flipped bit has zipfile raise
+            except Exception as error:  # a flipped bit makes zipfile raise any kind
                 say(f"Warning: {path} is damaged ({reason(error)}); the one before it is used")
         return []
 

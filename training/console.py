@@ -1,4 +1,4 @@
-"""The terminal that main.py talks to; how a run ends early, and what is said then.
+"""The terminal; how a run ends early, and what main.py says then.
 
 No Keras at import.
 """
@@ -76,8 +76,8 @@ def stop(code, message):
 def leave(code):
     """Ends the process at once: TensorFlow may take five seconds to end its threads.
 
-    All files are whole. What cannot be written to a closed pipe is nobody's loss. Of several
-    processes of JAX, one that has finished waits for the others, which need the first one to end.
+    All files are whole by then, and nobody reads a closed pipe. Of several JAX processes, one that
+    has finished waits for the others: they abort if the first one is gone.
     """
     if code == 0 and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
         sys.modules["jax"].distributed.shutdown()

@@ -74,7 +74,7 @@ def load(source):
 
 
 def require_source(source):
-    """Returns a name that `load` knows as it is, and the path of a file whole; else `Mistake`."""
+    """Returns a name that `load` knows as it is, or the absolute path of a file; else `Mistake`."""
     if source in NAMED:
         return source
     path = Path(os.path.expanduser(source))  # which leaves the ~ of an unknown user as it is
@@ -119,7 +119,7 @@ def _npz(path):
             return [arrays[name] for name in ARRAYS]
     except KeyError as error:
         raise Mistake(f"data: {path} must hold {', '.join(ARRAYS)}; {error.args[0]}") from error
-    except Exception as error:  # of the many that a damaged archive has zipfile and NumPy raise
+    except Exception as error:  # a damaged archive makes zipfile and NumPy raise any kind
         raise Mistake(f"data: {path} is not a readable .npz file: {reason(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""Which devices there are, and the fastest way to train there.
+"""Which devices there are, and the fastest way to train on them.
 
 Data parallelism over all devices that Keras sees, of one machine or, with JAX, of several: each
 step's batch is split among the devices, and all of them keep the same weights.
@@ -34,7 +34,7 @@ def count():
 
 
 def process():
-    """The number of this process, from 0, and of all that train together."""
+    """The number of this process, counted from 0, and how many train together."""
     if keras.backend.backend() != "jax":
         return 0, 1
     import jax
@@ -43,7 +43,7 @@ def process():
 
 
 def unused_gpu():
-    """The line that has Keras use the NVIDIA card of this machine, or None if it does, or none."""
+    """The command by which Keras would use the NVIDIA card here; None if it does, or has none."""
     there = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # on purpose
     if kind() != "CPU" or hidden or not there:
@@ -107,7 +107,7 @@ def parallel():
 
 @contextlib.contextmanager
 def without_distribution():
-    """The context in which a process computes something without the others, within `parallel`."""
+    """The context, within `parallel`, in which a process computes without the others."""
     before = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
@@ -142,15 +142,15 @@ def keeps_images():
 def jit_compile():
     """Whether XLA is to compile the whole training step.
 
-    On TensorFlow's CPU its convolutions halve the speed; and what replicas exchange in the middle
-    of a step does not compile. The activations compile by themselves.
+    Not on TensorFlow's CPU, where XLA's convolutions halve the speed. Not on several devices, whose
+    exchange in the middle of a step does not compile. The activations compile by themselves.
     """
     plain = keras.backend.backend() == "tensorflow" and (kind() == "CPU" or count() > 1)
     return False if plain else "auto"
 
 
 def compiler_in_words():
-    """How the training runs here."""
+    """How the training step is compiled here, and where the images are, in words."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         fused = "; fused normalisation" if on_one_cpu() else ""
@@ -160,7 +160,7 @@ def compiler_in_words():
 
 
 def bfloat16_wins():
-    """Whether this is TensorFlow on a CPU that computes with bfloat16 (as far as Linux tells)."""
+    """Whether this is TensorFlow on a CPU that has bfloat16 instructions. Only Linux tells."""
     cpuinfo = Path("/proc/cpuinfo")
     return (
         on_one_cpu()

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import gaaf  # noqa: F401, so that Keras knows what the saved model is made of
+import gaaf  # noqa: F401, so that Keras finds what a saved model names
 from training import Mistake, reason
 from training.console import say
 from training.data import load
@@ -31,7 +31,7 @@ def evaluate(path, data=None):
     model = load_model(path)
     images = load(data_of(path) if data is None else data)
     require_fitting(model, images, path)
-    penalty = sum(map(float, model.losses))  # before predict, which may add others to them
+    penalty = sum(map(float, model.losses))  # before `predict`, which may add to them
     probabilities = model.predict(images.x_test, batch_size=128, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(images.y_test, probabilities)
     loss = float(keras.ops.mean(losses)) + penalty
@@ -67,7 +67,7 @@ def load_model(path):
     """The model, which takes raw images and returns class probabilities."""
     try:
         return keras.models.load_model(path, compile=False)  # in safe mode: no code of its own
-    except Exception as error:  # of the many kinds that a file not made by Keras leads to
+    except Exception as error:  # a file that Keras did not make raises any kind
         raise Mistake(
             f"evaluate: allowed is a model saved by Keras, without code of its own; received "
             f"'{path}', which cannot be loaded: {reason(error)}"
@@ -75,7 +75,7 @@ def load_model(path):
 
 
 def require_fitting(model, images, path):
-    """Raises `Mistake` if the model is not one from such images to their classes."""
+    """Raises `Mistake` if the model does not take such images, or predicts other classes."""
     wanted = (None, *images.image_shape), (None, images.num_classes)
     shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     if shapes != wanted:

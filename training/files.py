@@ -1,4 +1,4 @@
-"""A run's directory: its lock, its files, whole or not there, and CSV in and out. No Keras."""
+"""A run's directory: its lock, and its files, each whole or not there. No Keras."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ class CannotWrite(OSError):
 
 @contextlib.contextmanager
 def writing(path):
-    """Raises `CannotWrite`, with the path, for what the system refuses within it."""
+    """Raises `CannotWrite`, with the path, if the system refuses to write within it."""
     try:
         yield
     except OSError as error:
@@ -35,7 +35,7 @@ def writing(path):
 def replace_file(path, write):
     """Has `write(temporary_path)` write the file, then puts it in place as a whole."""
     path = Path(path)
-    # In a folder of its own, as Keras puts temporary files of its own beside what it saves.
+    # It has a folder of its own, as Keras puts temporary files beside what it saves.
     folder = path.parent / ".unfinished"
     try:
         with writing(path):

@@ -13,12 +13,13 @@ from training import Mistake, tensorflow_cpu
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
 RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
-# What is in keras.activations beside them; glu halves the channels, threshold needs arguments.
+# These names in keras.activations are no activations to train with: glu halves the channels, and
+# threshold needs arguments.
 NO_ACTIVATIONS = {"deserialize", "serialize", "get", "glu", "threshold"}
 
 
 def require_buildable(settings):
-    """Raises `Mistake` for a depth or an activation that is none; before any data is read."""
+    """Raises `Mistake` if there is no such depth or activation. No data has been read yet."""
     try:
         block_and_count(settings.depth, None, settings.version)
         activation_of(settings)
@@ -32,7 +33,7 @@ def require_buildable(settings):
 
 
 def activation_of(settings):
-    """The activation that the settings name; any Keras activation gets GAAF by GAAF_ before it."""
+    """The activation that the settings name. GAAF_ before any Keras activation gives it GAAF."""
     name = settings.activation.removeprefix("GAAF_")
     known = [x for x in dir(keras.activations) if x.islower() and not x.startswith("_")]
     known = sorted(set(known) - NO_ACTIVATIONS)
@@ -64,7 +65,7 @@ def steepest(settings):
 
 
 def build(settings, data):
-    """Returns the model to train and to save: it takes raw images, and normalises them itself.
+    """Returns the model to train and to save. It takes raw images and normalises them itself.
 
     Args:
         settings: The settings of main.py.
@@ -128,20 +129,20 @@ def _plain_optimizer(settings, model):
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
     if settings.optimizer == "adam":
         return keras.optimizers.Adam(rate)
-    # A step of SGD without momentum at its rate of 0.1 shrinks a weight by 0.1 · 2 · weight_decay,
-    # from the penalty in the loss; this one is to begin with the same, for the same weights.
+    # The L2 penalty makes a step of plain SGD, at a rate of 0.1, shrink a weight by the share
+    # 0.1 · 2 · weight_decay. AdamW begins with the same share, for the same weights.
     adamw = keras.optimizers.AdamW(rate, 2 * settings.weight_decay * RATES["sgd"] / rate)
-    if model:  # Copies on other devices have the name alone; that is "kernel" but on TensorFlow.
+    if model:  # On TensorFlow, copies on other devices can only be told by name.
         others = [v for v in model.trainable_variables if len(v.shape) != 4]
         adamw.exclude_from_weight_decay(others, ["bias", "gamma", "beta", "classifier"])
     return adamw
 
 
 def make_variables(model):
-    """Makes the variables that a compiled model trains with, to be restored, and traced once."""
+    """Makes all variables of a compiled model, so that they can be restored before it trains."""
     model.optimizer.build(model.trainable_variables)
     if keras.backend.backend() == "tensorflow":
-        # Made while the step is being traced, those of the metrics would have it traced twice.
+        # If the step made the variables of the metrics, TensorFlow would trace it twice.
         x = keras.ops.zeros((1, *model.input_shape[1:]), "uint8")
         classes = model.output_shape[-1]
         probabilities = keras.ops.full((1, classes), 1 / classes)

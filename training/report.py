@@ -1,4 +1,4 @@
-"""What a run says of itself before and after the training, and what config.json says of it."""
+"""What a run prints before and after the training, and what config.json says."""
 
 import os
 import platform
@@ -71,7 +71,7 @@ def versions():
 
 
 def parameters_of(activation):
-    """The parameters of a GAAF that count, but for φ; none of another one."""
+    """The parameters of a GAAF that have an effect, without φ; none for another activation."""
     if not isinstance(activation, gaaf.GAAF):
         return {}
     ignored = {"name", "activation"}

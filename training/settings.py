@@ -1,4 +1,4 @@
-"""The settings of main.py as flags, and their checks. No Keras: a mistake is told at once."""
+"""The settings of main.py as flags, and their checks. Without Keras, a mistake is told at once."""
 
 import argparse
 import contextlib

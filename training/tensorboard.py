@@ -17,7 +17,7 @@ def write_event(writer, epoch, summary):
 
 
 class TensorBoard(keras.callbacks.Callback):
-    """Writes the history, to which another callback adds first, as TensorBoard logs."""
+    """Writes the history as TensorBoard logs. Another callback adds to the history first."""
 
     def __init__(self, folder, rows):
         super().__init__()
@@ -57,8 +57,8 @@ class TensorBoard(keras.callbacks.Callback):
 class GradientHistograms(keras.callbacks.Callback):
     """Adds histograms of each activation's gradient to the TensorBoard logs, after every epoch.
 
-    That is φ_new′, by which it multiplies the gradient on its way back, at the inputs that it gets
-    from some raw images.
+    That is φ_new′, by which the activation multiplies the gradient on its way back. It is taken at
+    the inputs that the activation gets from some raw images.
     """
 
     def __init__(self, folder, images, whole):
@@ -84,6 +84,6 @@ class GradientHistograms(keras.callbacks.Callback):
 
 
 def inputs_of_activations(network):
-    """A model from the input of a ResNet to those of its activations, a dictionary by layer."""
+    """A model from the input of a ResNet to the inputs of its activations, by layer."""
     inputs = {layer.name: layer.input for layer in activations_of(network)}
     return keras.Model(network.input, inputs)

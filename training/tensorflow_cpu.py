@@ -1,13 +1,15 @@
 """What TensorFlow computes in another way, so that it trains faster on a CPU.
 
-Batch normalisation is one operation; over several devices, it takes the moments of the whole batch.
-A very deep network begins to train in one minute instead of four: Keras' step of ResNet-1001 is a
-graph of some 100,000 operations. Here it has a third of them: Adam is one for each variable, and
-the step one function, where Keras nests two and has both compiled.
+Batch normalisation becomes one operation. On several devices, it takes the moments of the whole
+batch.
 
-Layers, models and optimizers keep what they are: these objects alone compute in another way, by
-their public `call`, `update_step` and `train_function`; a saved or exported copy is plain Keras.
-docs/speed.md says what each brings.
+A very deep network begins to train in one minute instead of four. Keras' step of ResNet-1001 is a
+graph of some 100,000 operations; here it has a third of them. Adam becomes one operation for each
+variable. The step becomes one function, where Keras nests two and compiles both.
+
+The classes of layers, models and optimizers do not change. Only single objects get another public
+`call`, `update_step` or `train_function`. A saved or exported copy is plain Keras. docs/speed.md
+says what each change brings.
 """
 
 import weakref
@@ -22,7 +24,7 @@ LAYERS = 500  # from this number on, optimising the graph costs more than it bri
 
 
 def speed_up_normalization(network):
-    """Gives the normalisations of a network the `call` that suits the devices; else does nothing.
+    """Gives the normalisations of a network a `call` that suits the devices.
 
     Args:
         network: `keras.Model` by `resnet_v1` or `resnet_v2`.
@@ -43,7 +45,7 @@ def speed_up_normalization(network):
 def _over_all_devices(layer, inputs, training=None, mask=None):
     """`BatchNormalization.call` with moments of the whole batch, as JAX takes them.
 
-    It is what `synchronized=True` does; that would be saved, and other backends refuse it.
+    `synchronized=True` does the same. But it would be saved, and other backends refuse it.
     """
     layer.synchronized = True
     try:
@@ -79,7 +81,7 @@ def _fused(layer, inputs, training=None, mask=None):
 
 
 def _normalizes_as_keras(call):
-    """Whether a layer with this `call` does what Keras' does, so that it may take its place."""
+    """Whether a layer with this `call` computes what Keras' layer does, in a small example."""
     x = np.linspace(-2, 3, 2 * 8 * 8 * 3, dtype="float32").reshape(2, 8, 8, 3) ** 2
     layers = [keras.layers.BatchNormalization(name="normalization") for _ in range(2)]
     seen = []
@@ -91,13 +93,13 @@ def _normalizes_as_keras(call):
             outputs = [layer(x, training=True), layer(x, training=False)]
             values = [*outputs, layer.moving_mean, layer.moving_variance]
             seen.append([keras.ops.convert_to_numpy(value) for value in values])
-    except Exception:  # of whatever kind, as Keras is not what it was when this was written
+    except Exception:  # Keras may have changed in any way
         return False
     return all(np.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(*seen, strict=True))
 
 
 def shrink_graph(model):
-    """Gives a compiled model a smaller graph to train by, where that is worth it.
+    """Makes the graph of a deep model's training step smaller.
 
     Args:
         model: `keras.Model`, compiled, whose optimizer is built; its last layer is the network.
@@ -107,7 +109,7 @@ def shrink_graph(model):
     import tensorflow as tf
 
     is_deep = len(model.layers[-1].layers) > LAYERS
-    # Of the process: the next network that is not deep takes it back.
+    # This holds for the whole process. The next network that is not deep takes it back.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": is_deep})
     if not is_deep:
         return
@@ -163,7 +165,7 @@ def _adam_step(optimizer, variables):
 
 
 def _steps_as_keras(step_of):
-    """Whether an Adam with this step does what Keras' does, so that it may take its place."""
+    """Whether an Adam with this step computes what Keras' does, in a small example."""
     seen = []
     try:
         for replaced in (False, True):
@@ -175,6 +177,6 @@ def _steps_as_keras(step_of):
             for scale in (1.0, -3.0):
                 optimizer.apply([keras.ops.convert_to_tensor(scale * variable.numpy())], [variable])
             seen.append([x.numpy() for x in (variable, *optimizer.variables)])
-    except Exception:  # of whatever kind, as Keras is not what it was when this was written
+    except Exception:  # Keras may have changed in any way
         return False
     return all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*seen, strict=True))
