@@ -128,7 +128,7 @@ def test_data_that_the_network_does_not_fit_are_told(run, tmp_path, capsys):
     before = contents(directory)
     arguments += [f"--data={tmp_path / 'small.npz'}", "--epochs=3", "--ignore-changes"]
     message = stops_with(2, arguments, capsys)
-    assert "output_dir: allowed is a run of the same network; received " in message
+    assert "--output-dir: allowed is a run of the same network; received " in message
     assert contents(directory) == before
 
 
