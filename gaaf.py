@@ -1,14 +1,14 @@
-"""Gradient-accelerated activation functions (GAAF) for Keras 3, on any of its backends.
+"""Gradient-accelerated activation functions (GAAF) for Keras 3, on TensorFlow, JAX and PyTorch.
 
-An activation φ gets a sawtooth g that is almost zero but rises with slope 1, so that gradient
-also flows where φ saturates; a shape s says where (Hahn & Choi, arXiv 1806.09783):
+An activation φ gets a sawtooth g. Its value is almost zero, but it rises with slope 1, so gradient
+also flows where φ saturates. A shape s says where (Hahn & Choi, arXiv 1806.09783):
 
     φ_new(x) = φ(x) + g(x)·s(x)      with  |g| ≤ 0.5 / frequency
     φ_new′(x) = φ′(x) + s(x)
 
     keras.layers.Dense(64, activation=gaaf.GAAF("relu", shift=0.5, slope=5))
 
-`to_gaaf` puts GAAF in the place of a model's relu and tanh, and `to_plain` takes it out again.
+`to_gaaf` replaces a model's relu, relu6 and tanh by GAAF, and `to_plain` takes GAAF out again.
 """
 
 import contextlib
@@ -43,14 +43,13 @@ _library = importlib.import_module(_BACKEND)  # tensorflow, jax or torch, which 
 class _Formula(NamedTuple):
     """φ_new and its gradient, of a tensor x of float32 or float64."""
 
-    phi: Callable  # φ, a key of `_PHI_SLOPE`
+    phi: Callable  # φ, a key of `_DERIVATIVE_OF`
+    shift: float
+    slope: float
     K: float
     wave: str | None
     shape: str | Callable | None
-    shift: float
-    slope: float
     gain: float
-    adds_wave: bool  # whether the value has the wave; else it is φ(x)
 
     def value(self, x):
         """φ(x) + g(x)·s(x)."""
@@ -58,16 +57,17 @@ class _Formula(NamedTuple):
         return self.phi(x) + self.g(within) * self.s(within)
 
     def gradient(self, x):
-        """gain·(φ′(x) + s(x)); gain·(φ′(x) − s(x)) where g falls, as wave "round" does by turns.
+        """gain·(φ′(x) + s(x)). Wave "round" also falls: there it is gain·(φ′(x) − s(x)).
 
-        Differentiation of the value would add g·s′ to it, which is noise of size 0.5/K.
+        The exact derivative has a term g·s′ too. That is noise of size 0.5/K, and is left out.
         """
         s = self.s(x)
         if self.wave == "round":
             periods = self.K * self.within_range(x)
             s = s * ops.sign(periods - ops.round(periods))
-        slope = _PHI_SLOPE[self.phi](x) + s
-        return slope if self.gain == 1 else self.gain * slope  # saves a pass where nothing compiles
+        derivative = _DERIVATIVE_OF[self.phi](x) + s
+        # Without a compiler, each operation is one more pass over memory.
+        return derivative if self.gain == 1 else self.gain * derivative
 
     def g(self, x):
         """The wave: (Kx − ⌊Kx⌋ − 0.5)/K, or for "round" (|Kx − round(Kx)| − 0.5)/K."""
@@ -76,7 +76,7 @@ class _Formula(NamedTuple):
             height, highest = periods - _floor(periods), 1
         else:
             height, highest = ops.abs(periods - ops.round(periods)), 0.5
-        # XLA fuses K·x into the subtraction, unrounded: for large x that leaves the wave's range.
+        # XLA may subtract from K·x without rounding it. For large x the result is out of range.
         return (ops.clip(height, 0, highest) - 0.5) / self.K
 
     def s(self, x):
@@ -92,12 +92,12 @@ class _Formula(NamedTuple):
 
 
 def _floor(x):
-    """⌊x⌋. Keras 3.15 computes ops.floor of float64 in float32 on some backends; ONNX has no //."""
+    """⌊x⌋. ONNX has no //. Elsewhere ops.floor of Keras 3.15 may turn float64 into float32."""
     return ops.floor(x) if _is_being_exported() else x // 1
 
 
-# φ′ of each φ that GAAF computes together with g and s. To any other φ it adds that of φ = 0.
-_PHI_SLOPE = {
+# φ′ of each φ whose gradient this module computes. The backend differentiates any other φ.
+_DERIVATIVE_OF = {
     relu: lambda x: ops.cast(x > 0, x.dtype),
     relu6: lambda x: ops.cast((x > 0) & (x < 6), x.dtype),
     tanh: lambda x: 1 - ops.square(ops.tanh(x)),
@@ -107,7 +107,7 @@ _PHI_SLOPE = {
 
 def _bsilu(x, *_):
     x = ops.clip(x, -1e4, 1e4)  # ∞·0 would be NaN
-    return ops.sigmoid(x) * (1 + (x + 1.67) * ops.sigmoid(-x)) - _PHI_SLOPE[relu](x)
+    return ops.sigmoid(x) * (1 + (x + 1.67) * ops.sigmoid(-x)) - _DERIVATIVE_OF[relu](x)
 
 
 def _nelu(x, *_):
@@ -118,14 +118,14 @@ def _nelu(x, *_):
 _SHAPES = {
     "sigmoid": lambda x, shift, slope: ops.sigmoid(slope * (x + shift)),
     "gaussian": lambda x, *_: ops.exp(-ops.square(x) / 3),
-    # Not ones_like: a derivative of 0 is to be there, where one differentiates twice.
+    # Not ones_like: with that, TensorFlow's second derivative would be None instead of 0.
     None: lambda x, *_: ops.sign(1 + ops.abs(x)),
     "bsilu": _bsilu,
     "nelu": _nelu,
     "leaky": lambda x, *_: 0.1 * (1 - ops.sign(ops.relu(x))),
 }
 _FOR_RELU_ALONE = "bsilu", "nelu", "leaky"
-# What shape "auto" stands for. These are also the activations that `to_gaaf` replaces.
+# The shape that "auto" stands for. These are also the activations that `to_gaaf` replaces.
 _SHAPE_OF = {relu: "sigmoid", relu6: "sigmoid", tanh: "gaussian"}
 
 
@@ -137,15 +137,15 @@ class GAAF(keras.Operation):
     Kx − round(Kx). Values differ from φ(x) by 0.5/frequency at most, where |s| ≤ 1. The object
     goes wherever Keras takes `activation=`, and is saved and loaded with the model.
 
-    Each activation multiplies the gradient on its way back by up to 2; in mean square, for x of a
-    standard normal distribution, E(φ′ + s)²/Eφ′² is 1.47² for the default of relu, 2.05² for the
-    paper's (slope 5, shift 0.5) and 2.18² for that of tanh. In deep networks it leaves float32's
-    range and SGD diverges; Adam forgets the weight decay. A gain below 1 makes up for that. With
-    any other than 1 the gradient is not the derivative of the value. On TensorFlow all this is of
-    gradients alone: a ForwardAccumulator differentiates the value.
+    Each GAAF layer makes the gradient larger on its way back, by up to 2. For standard normal x,
+    the mean square E(φ′ + s)² is 1.47² times Eφ′² with the defaults of relu, 2.05² times with the
+    paper's shape (slope 5, shift 0.5) and 2.18² times with tanh. So in a deep network the gradient
+    can leave the range of float32, SGD can diverge, and with Adam an L2 penalty has less effect. A
+    gain below 1 corrects this. With a gain other than 1, the gradient is not the derivative of the
+    value. In TensorFlow's forward mode (ForwardAccumulator) the value is differentiated instead.
 
     Args:
-        activation: φ: the name of any Keras activation, or a callable; no layer with weights.
+        activation: φ: the name of any Keras activation, or a callable; a layer without weights.
         shift: Where s = 0.5 lies: the sigmoid's centre is at x = −shift, in units of x. Finite
             float; default −1.0, the best of the sigmoids that were tried in 2018.
         slope: Steepness of the sigmoid, in 1/x. Finite float, default 1.0.
@@ -154,18 +154,21 @@ class GAAF(keras.Operation):
             whose slope alternates. None: the limit K → ∞, values exactly φ(x), gradient φ′ + s.
         shape: s. "sigmoid": sigmoid(slope·(x + shift)). "gaussian": exp(−x²/3). None: 1
             everywhere. A callable: s(x) of a float32 or float64 tensor. Default "auto": "sigmoid"
-            for φ = relu, relu6 and a `keras.layers.ReLU`, "gaussian" for tanh; any other φ needs
-            another. For φ = relu alone, and meant with wave None: s = r′ − φ′, which replaces its
-            gradient by r′. "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2. "nelu": r′ = 1 for x > 0,
-            else 0.4x/(1 + x²)². "leaky": r′ = 1 for x > 0, else 0.1.
+            for φ = relu, relu6 and a `keras.layers.ReLU`, "gaussian" for tanh. For any other φ the
+            shape must be given. Three shapes are for φ = relu alone, best with wave None: with
+            s = r′ − φ′ they replace its gradient by r′.
+            "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2.
+            "nelu": r′ = 1 for x > 0, else 0.4x/(1 + x²)².
+            "leaky": r′ = 1 for x > 0, else 0.1.
         gain: Factor of the gradient. Positive finite float, default 1.0, the paper's; or "peak":
-            1/max|φ′ + s|, with which no slope is above 1: 0.5 for the defaults of relu and tanh.
+            1/max|φ′ + s|, so that no gradient is above 1: 0.5 for the defaults of relu and tanh.
         name: Name of the operation in a functional model.
 
     Call arguments:
-        x: Tensor of any shape and float dtype, or a symbolic Keras tensor. Values and gradients
-            of float16 and bfloat16 are computed in float32 and rounded once. A wave that is below
-            the rounding error at 1 (frequency above 1024, or for bfloat16 128) is not added there.
+        x: Tensor of any shape and float dtype, or a symbolic Keras tensor. In float16 and bfloat16
+            gradients are computed in float32 and rounded once, and so are values with a wave. A
+            wave that is below the rounding error at 1 (frequency above 1024, or for bfloat16 128)
+            is not added: the value is φ(x).
 
     Returns:
         Tensor of the shape and dtype of x.
@@ -204,11 +207,9 @@ class GAAF(keras.Operation):
         self.shape = _checked_shape(shape, phi)
         number = "a positive finite number or 'peak'"
         self.gain = gain if gain == "peak" else _number("gain", gain, number, 1.2e-38)
-        self._gain = self.gain
+        self._factor = self.gain
         if gain == "peak":
-            parameters = phi, self.shift, self.slope, wave, self.shape
-            hashable = all(isinstance(x, Hashable) for x in parameters)
-            self._gain = (_gain_at_peak if hashable else _gain_at_peak.__wrapped__)(*parameters)
+            self._factor = _gain_at_peak(phi, self.shift, self.slope, wave, self.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not isinstance(x, keras.KerasTensor):
@@ -224,21 +225,23 @@ class GAAF(keras.Operation):
         if hasattr(x, "with_flat_values"):  # a tf.RaggedTensor
             flat = ops.reshape(x.flat_values, [-1])  # nothing is compiled for a vector's length
             return x.with_flat_values(ops.reshape(self.call(flat), ops.shape(x.flat_values)))
-        if any(self.activation is phi for phi in _PHI_SLOPE):
-            return self._accelerated(self.activation, self._gain, x.dtype)(x)
-        # φ′ is not known here. So φ, which Keras differentiates, is added to GAAF of φ = 0.
+        if any(self.activation is phi for phi in _DERIVATIVE_OF):
+            return self._phi_new(self.activation, self._factor, x.dtype)(x)
+        # The backend differentiates φ. GAAF of the function 0 adds g·s, with the gradient s.
         wide = _widened(x)
         y = ops.cast(self.activation(wide), wide.dtype)
-        y = y + self._accelerated(ops.zeros_like, 1.0, x.dtype)(wide)
-        if self._gain != 1 and not _is_being_exported():
-            y = _identity_with_gain(self._gain)(y)
+        y = y + self._phi_new(ops.zeros_like, 1.0, x.dtype)(wide)
+        if self._factor != 1 and not _is_being_exported():
+            y = _identity_with_gain(self._factor)(y)
         return ops.cast(y, x.dtype)
 
-    def _accelerated(self, phi, gain, dtype):
-        """The function φ_new for a φ of `_PHI_SLOPE`."""
-        wave, shape = (self.frequency, self.wave), (self.shape, self.shift, self.slope)
-        formula = _Formula(phi, *wave, *shape, gain, _adds_wave(*wave, dtype))
-        return (_accelerated if callable(self.shape) else _shared_accelerated)(formula)
+    def _phi_new(self, phi, gain, dtype):
+        """The function φ_new for a φ of `_DERIVATIVE_OF`."""
+        parameters = self.shift, self.slope, self.frequency, self.wave, self.shape
+        formula = _Formula(phi, *parameters, gain)
+        adds_wave = _adds_wave(self.frequency, self.wave, dtype)
+        make = _make_function if callable(self.shape) else _make_function_once
+        return make(formula, adds_wave)
 
     def __repr__(self) -> str:
         config = {key: value for key, value in self.get_config().items() if key != "name"}
@@ -255,8 +258,9 @@ class GAAF(keras.Operation):
         config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
         for name in ("activation", "shape"):
             entry, function = config[name], getattr(self, name)
+            # Keras names another module for a function of keras.ops, and cannot load it from there.
             if isinstance(entry, dict) and getattr(ops, str(entry.get("config")), None) is function:
-                entry["module"] = "keras.ops"  # where Keras finds it again
+                entry["module"] = "keras.ops"
         return super().get_config() | config
 
     @classmethod
@@ -279,8 +283,8 @@ def GAAF_relu(
 ) -> Tensor:
     """Gradient-accelerated ReLU, max(x, 0) + g(x)·sigmoid(slope·(x + shift)).
 
-    Its gradient is gain·((x > 0) + sigmoid(slope·(x + shift))). Given as `activation=`, it has its
-    default parameters; `GAAF("relu", …)` takes others along, into saved models too.
+    Its gradient is gain·((x > 0) + sigmoid(slope·(x + shift))). `activation=gaaf.GAAF_relu` has the
+    default parameters. For others give `activation=gaaf.GAAF("relu", …)`, which is saved with them.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
@@ -308,7 +312,8 @@ def GAAF_tanh(
 ) -> Tensor:
     """Gradient-accelerated tanh, tanh(x) + g(x)·exp(−x²/3).
 
-    Its gradient is gain·(1 − tanh²(x) + exp(−x²/3)). As `activation=`, it is as `GAAF_relu` is.
+    Its gradient is gain·(1 − tanh²(x) + exp(−x²/3)). `activation=gaaf.GAAF_tanh` has the default
+    parameters. For others give `activation=gaaf.GAAF("tanh", …)`, which is saved with them.
 
     Args:
         x: Tensor of any shape and float dtype, or a symbolic Keras tensor.
@@ -343,7 +348,7 @@ def get(identifier: Activation | None) -> Callable[[Tensor], Tensor]:
         return globals()[identifier]
     try:
         if inspect.isclass(identifier):
-            raise TypeError("a class makes activations, but is none")
+            raise TypeError("a class is no activation, but its objects may be")
         return keras.activations.get(identifier)
     except (ValueError, TypeError) as error:
         allowed = "'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, a callable or a config"
@@ -392,7 +397,9 @@ def _checked_shape(shape, phi):
     if isinstance(shape, dict):  # of a saved model
         shape = keras.saving.deserialize_keras_object(shape)
     if shape == "auto":
-        shape = "sigmoid" if isinstance(phi, keras.layers.ReLU) else _usual_shape(phi)
+        key = relu if isinstance(phi, keras.layers.ReLU) else phi
+        # Compared by `is`: a callable may have no hash. Any other φ leaves "auto", refused below.
+        shape = next((_SHAPE_OF[each] for each in _SHAPE_OF if each is key), "auto")
     usable = [name for name in _SHAPES if phi is relu or name not in _FOR_RELU_ALONE]
     names, for_relu = (", ".join(map(repr, each)) for each in (_SHAPES, _FOR_RELU_ALONE))
     allowed = f"{names}, a callable, or 'auto' for relu, relu6 and tanh; {for_relu} for relu alone"
@@ -400,25 +407,19 @@ def _checked_shape(shape, phi):
     return shape
 
 
-def _usual_shape(phi):
-    """What shape "auto" stands for; "auto", which is no shape, for a φ that has none."""
-    # A φ may have no hash.
-    return next((shape for key, shape in _SHAPE_OF.items() if key is phi), "auto")
-
-
 def _adds_wave(frequency, wave, dtype):
-    """Whether values have the wave: not where it is below the rounding error of the dtype at 1."""
+    """Whether values have the wave. They do not if it is below the dtype's rounding error at 1."""
     epsilon = {"float16": 2**-10, "bfloat16": 2**-7}
     error = epsilon.get(keras.backend.standardize_dtype(dtype), 0) / 2
     return wave is not None and 0.5 / frequency >= error
 
 
 def _keras_equivalent(function):
-    """Keras' relu, relu6 or tanh for the same one of `keras.ops` or the backend; else itself."""
+    """The function of keras.activations for jax.nn.relu, torch.tanh and such; else itself."""
     nn, numpy, lax = (getattr(_library, name, None) for name in ("nn", "numpy", "lax"))
-    places = keras.activations, ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
+    modules = keras.activations, ops, _library, nn, numpy, lax, getattr(nn, "functional", None)
     for phi in _SHAPE_OF:
-        if any(getattr(place, phi.__name__, None) is function for place in places):
+        if any(getattr(module, phi.__name__, None) is function for module in modules):
             return phi
     return function
 
@@ -426,28 +427,34 @@ def _keras_equivalent(function):
 def _is_stateless(layer):
     try:
         layer(keras.KerasTensor((1, 1)))  # creates the weights
-    except Exception:  # it has weights, or is for tensors of some shapes only
+    except Exception:  # it takes tensors of some shapes only
         return False
     return not layer.weights
 
 
+def _gain_at_peak(*parameters):
+    """1/max|φ′ + s|; for wave "round", which also falls, 1/max|φ′ ± s|."""
+    if all(isinstance(parameter, Hashable) for parameter in parameters):
+        return _searched_gain_at_peak(*parameters)
+    return _searched_gain_at_peak.__wrapped__(*parameters)
+
+
 @functools.lru_cache(256)
-def _gain_at_peak(activation, shift, slope, wave, shape):
-    """1/max|φ′ + s|; for wave "round", whose slope alternates, 1/max|φ′ ± s|."""
+def _searched_gain_at_peak(activation, shift, slope, wave, shape):
     functions = [GAAF(activation, shift, slope, wave=None, shape=shape)]
     if wave == "round":
         s = shape if callable(shape) else lambda x: _SHAPES[shape](x, shift, slope)
         functions.append(GAAF(activation, shift, slope, wave=None, shape=lambda x: -s(x)))
-    # A thread of its own is free of what is being traced, and of any scope that is open here.
+    # In a thread of its own, no trace, GradientTape or scope that is open here sees the search.
     with ThreadPoolExecutor(1) as thread:
-        peak = max(thread.map(_largest_slope, functions))
+        peak = max(thread.map(_largest_derivative, functions))
     allowed = "a positive finite number, or 'peak' where φ′ + s has a bound and is not 0 everywhere"
     _require("gain", 1e-4 < peak < 1e4, allowed, "peak")
     return 1 / peak
 
 
-def _largest_slope(function):
-    """The largest |function′(x)| of all x, found on a grid, and closer to it on two finer ones."""
+def _largest_derivative(function):
+    """The largest |function′(x)|, searched on a grid, then on finer grids around the best point."""
     unit = 1 / (abs(function.slope) or 1)
     # Around 0, where φ has its features; around the sigmoid's centre; and far out.
     ticks = ops.linspace(-20.0, 20.0, 8000)
@@ -456,47 +463,49 @@ def _largest_slope(function):
     largest = 0
     for _ in range(3):
         x = ops.sort(x)
-        slopes = ops.nan_to_num(ops.abs(gradient(function, x)), posinf=math.inf)
-        best = int(ops.argmax(slopes))
-        largest = max(largest, float(slopes[best]))
+        derivatives = ops.nan_to_num(ops.abs(gradient(function, x)), posinf=math.inf)
+        best = int(ops.argmax(derivatives))
+        largest = max(largest, float(derivatives[best]))
         x = ops.linspace(x[max(best - 1, 0)], x[min(best + 1, len(x) - 1)], 1000)
     return largest
 
 
-# The gradient. `_differentiable` tells each backend to use it instead of the value's derivative.
+# The gradient. `_differentiable` makes each backend use `_Formula.gradient`, where else it would
+# differentiate the value.
 
 
-def _accelerated(formula):
-    """Returns the function of a tensor that has the formula's value and, in training, its gradient.
+def _make_function(formula, adds_wave):
+    """Returns φ_new: a function of a tensor, with the formula's value and, in training, gradient.
 
-    Value and gradient are computed in float32 at least, and rounded once to the tensor's dtype.
+    Without the wave its value is φ. With float16 or bfloat16 for x, value and gradient of the
+    formula are computed in float32, and rounded once.
     """
 
     def value(x):
-        if not formula.adds_wave:
+        if not adds_wave:
             return ops.cast(formula.phi(x), x.dtype)  # Keras' tanh of float64 is float32 on JAX
         return ops.cast(formula.value(_widened(x)), x.dtype)
 
-    def gradient(x, upstream):
+    def input_gradient(x, upstream):
         return ops.cast(_widened(upstream) * formula.gradient(_widened(x)), x.dtype)
 
-    uncompiled = _differentiable(value, gradient)
-    compiled_value = _compiled(value) if formula.adds_wave else value  # φ alone is one pass
-    compiled = _differentiable(compiled_value, _compiled(gradient))
+    uncompiled = _differentiable(value, input_gradient)
+    compiled_value = _compiled(value) if adds_wave else value  # φ alone is one pass
+    compiled = _differentiable(compiled_value, _compiled(input_gradient))
 
-    def accelerated(x):
+    def phi_new(x):
         if _is_being_exported():
             return value(x)
         # A shape of the user's own may contain what does not compile.
         if callable(formula.shape) or not _is_worth_compiling(x):
             return uncompiled(x)
-        return _of_a_vector(compiled, x)
+        return _call_flattened(compiled, x)
 
-    return accelerated
+    return phi_new
 
 
 # All layers with the same parameters, loaded ones too, share what is compiled.
-_shared_accelerated = functools.cache(_accelerated)
+_make_function_once = functools.cache(_make_function)
 
 
 def _widened(x):
@@ -504,17 +513,22 @@ def _widened(x):
     return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
 
 
-def _differentiable(value, gradient):
-    """The function value(x), whose derivative is gradient(x, upstream) and keeps x alone.
+def _differentiable(value, input_gradient):
+    """Returns the function value(x), of which input_gradient(x, upstream) is the gradient.
 
-    As that is made of differentiable operations, second derivatives exist.
+    The backend keeps only x in memory for it. `input_gradient` is made of differentiable
+    operations, so there are second derivatives.
     """
-    if _BACKEND == "jax":  # where Keras' custom gradients know no forward mode
+    if _BACKEND == "jax":  # ops.custom_gradient has no forward mode there
         function = _library.custom_jvp(lambda x: value(x))
-        gradient = _library.checkpoint(gradient, prevent_cse=False)
-        function.defjvp(lambda x, tangent: (function(*x), gradient(*x, *tangent)))
+        recomputed = _library.checkpoint(input_gradient, prevent_cse=False)  # keeps only x
+
+        @function.defjvp
+        def jvp(primals, tangents):
+            return function(*primals), recomputed(*primals, *tangents)
+
         return function
-    if _BACKEND == "torch":  # where Keras' own keep x alive, and know no transforms
+    if _BACKEND == "torch":  # ops.custom_gradient keeps x too long there, and fails in torch.func
 
         class Function(_library.autograd.Function):
             generate_vmap_rule = True
@@ -527,28 +541,29 @@ def _differentiable(value, gradient):
 
             @staticmethod
             def backward(context, upstream):
-                return gradient(*context.saved_tensors, upstream)
+                return input_gradient(*context.saved_tensors, upstream)
 
-            jvp = backward
+            jvp = backward  # for a function of each element both multiply by its derivative
 
         return Function.apply
 
-    return ops.custom_gradient(lambda x: (value(x), lambda upstream: gradient(x, upstream)))
+    return ops.custom_gradient(lambda x: (value(x), lambda upstream: input_gradient(x, upstream)))
 
 
 @functools.cache
 def _identity_with_gain(gain):
-    """The identity, with a gradient that is that many times as large."""
+    """The identity, whose gradient is multiplied by the gain."""
     return _differentiable(ops.copy, lambda _, upstream: gain * upstream)
 
 
-# Compiling, on TensorFlow; the other backends compile whole steps, or nothing.
+# Compiling, on TensorFlow alone. JAX compiles whole steps, and PyTorch nothing by itself.
 
 
 def _is_worth_compiling(x):
-    """Whether TensorFlow traces a function in which all of x's shape but the batch is known.
+    """Whether XLA is to compile the activation: in a graph, if all sizes but the batch are known.
 
-    XLA compiles anew for each length, which takes much longer than the operations do.
+    Else each call might have another number of elements. XLA would compile for each of them, which
+    takes much longer than the operations.
     """
     if _BACKEND != "tensorflow" or _library.executing_eagerly() or platform.system() == "Darwin":
         return False  # macOS: TensorFlow has no XLA for the GPU there
@@ -562,11 +577,11 @@ def _compiled(function):
     return _library.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
-def _of_a_vector(function, x):
-    """The elementwise function of a tensor of TensorFlow, computed of a vector.
+def _call_flattened(function, x):
+    """Calls the elementwise function on x as a vector, and gives the result x's shape.
 
-    XLA vectorises the loop over the last axis, which may be a short one. And where a ReLU follows
-    an addition directly, TensorFlow 2.21 fails to optimise the graph.
+    XLA vectorises the loop over the last axis, which may be short. Also, TensorFlow 2.21 fails to
+    optimise a graph in which a ReLU follows an addition directly.
     """
     y = _library.reshape(function(_library.reshape(x, [-1])), _library.shape(x))
     y.set_shape(x.shape)
@@ -574,9 +589,10 @@ def _of_a_vector(function, x):
 
 
 def _is_being_exported():
-    """Whether this is called by `Model.export`, of which Keras tells nobody.
+    """Whether `Model.export` calls this. Keras has no flag for that, so the call stack is searched.
 
-    ONNX knows neither functions compiled by XLA nor gradients; an exported model needs none.
+    Then only plain operations are used. ONNX has neither functions that XLA compiles nor custom
+    gradients, and an exported model is not trained. Other exporters are not recognised.
     """
     frame = inspect.currentframe()
     while frame and not str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
@@ -584,21 +600,22 @@ def _is_being_exported():
     return frame is not None
 
 
-# The converter. It saves the model, replaces activations in the saved config and loads the copy
-# (`_Converter`). Then it computes outputs of both, with φ for GAAF, and compares them (`_compare`).
+# The converter. `_Converter` saves the model, replaces activations in the saved config, and loads
+# the copy. Then `_compare` computes the outputs of both, with φ for GAAF, and compares them.
 
 _values_are_of_phi = contextvars.ContextVar("values_are_of_phi", default=False)
 
 
 def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[keras.Model, int]:
-    """Returns a copy of a model with GAAF in the place of its relu, relu6 and tanh.
+    """Returns a copy of a model in which GAAF replaces relu, relu6 and tanh.
 
-    Those of Keras are replaced wherever a config names them, at any depth. One warning names what
-    is left: what GAAF does not take, and what is not Keras' own, as its code may hold others; and
-    models of which nothing can be compared, as with strings for inputs.
+    Every one that Keras' config of the model names is replaced, in nested models and layers too.
+    One warning lists what was not replaced: activations that GAAF cannot take; functions and layers
+    that are not Keras' own, as nobody sees the activations in their code. The warning also says if
+    nothing could be compared, as with text for inputs.
 
     Args:
-        model: `keras.Model` that Keras can save and load; it is left as it is.
+        model: `keras.Model` that Keras can save and load. It does not change.
         check: Whether copy and model must compute the same of a random batch, with φ for GAAF.
         **parameters: shift, slope, frequency and the others of `GAAF`.
 
@@ -606,14 +623,15 @@ def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[
         The copy, with all that Keras saves, not compiled; and the number of activations replaced.
 
     Raises:
-        TypeError, ValueError: if `model` is none, has no such copy, or a parameter is wrong.
+        TypeError: if `model` is not a `keras.Model`.
+        ValueError: if a parameter is wrong, or if no copy can be made that computes the same.
     """
     GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
     return _converted(model, functools.partial(_gaaf_of, parameters), check)
 
 
 def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
-    """Returns a copy of a model with φ in the place of each GAAF, to be used without this module.
+    """Returns a copy of a model in which φ replaces each GAAF. It loads without this module.
 
     Values differ by 0.5/frequency at most, for each activation. All else is as for `to_gaaf`.
     """
@@ -621,24 +639,25 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
 
 
 def _gaaf_of(parameters, activation):
-    """The GAAF that takes the place of an activation; None if `to_gaaf` does not replace it."""
+    """The GAAF that replaces an activation; None if `to_gaaf` does not replace it."""
     phi = _replaceable_phi(activation)
     return phi and GAAF(phi, **parameters)
 
 
 def _replaceable_phi(activation):
     """The φ that a function, layer or operation of Keras computes, if `to_gaaf` replaces it."""
-    kind = type(activation)
-    classes = {phi.__name__: phi for phi in _SHAPE_OF if _is_keras(kind)}
-    phi = _keras_equivalent(classes.get(kind.__name__.lower(), activation))
+    phi, kind = _keras_equivalent(activation), type(activation)
+    for each in _SHAPE_OF:
+        if _is_keras(kind) and kind.__name__.lower() == each.__name__:  # such as the layer ReLU
+            phi = each
     if phi is relu and hasattr(activation, "negative_slope"):
         limits = activation.max_value, activation.negative_slope, activation.threshold
         return {(None, 0, 0): relu, (6, 0, 0): relu6}.get(limits) or keras.layers.ReLU(*limits)
-    return None if _usual_shape(phi) == "auto" else phi
+    return phi if any(phi is each for each in _SHAPE_OF) else None
 
 
 def _phi_of_gaaf(activation):
-    """The φ of a GAAF, which is never one itself; None of anything else."""
+    """The φ of a GAAF, which is never a GAAF itself; None of anything else."""
     if activation is GAAF_relu:
         return relu
     if activation is GAAF_tanh:
@@ -653,23 +672,23 @@ def _is_keras(thing):
 
 
 def _converted(model, replacement, check):
-    """Returns the copy and the number of replaced activations; logs, and warns of what is left."""
+    """Returns the copy and how many activations were replaced. Warns of what was not."""
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: allowed is a keras.Model; received {type(model).__name__}")
     converter = _Converter(replacement)
     try:
         copy = converter.copy_of(model)
-        comparison = _compare(model, copy) if check else "not compared"
+        compared, result = _compare(model, copy) if check else (True, "not compared")
     except Exception as error:  # whatever the code of layers that are not Keras' own raises
         allowed = "model: allowed is one whose copy, saved and loaded by Keras, computes the same"
         given = f"'{model.name}' ({type(model).__name__}): {' '.join(str(error).split())[:400]}"
         raise ValueError(f"{allowed}; received {given}") from error
     count = len(converter.replaced)
-    message = f"'{model.name}', {count} activations replaced, {comparison}"
+    message = f"'{model.name}', {count} activations replaced, {result}"
     logging.getLogger(__name__).info(message)
-    if converter.left:
-        message += f"; left as they are: {', '.join(converter.left)}"
-    if converter.left or (check and comparison.startswith("not")):
+    if converter.not_replaced:
+        message += f"; left as they are: {', '.join(converter.not_replaced)}"
+    if converter.not_replaced or not compared:
         warnings.warn(message, stacklevel=3)
     return copy, count
 
@@ -677,23 +696,24 @@ def _converted(model, replacement, check):
 class _Converter:
     """Copies a model through its saved config, in which it replaces activations.
 
-    A config says what is to be made, but not what it is of. So the converter goes through it with
-    the object that the model holds in the same place: `config` is the one, `held` the other.
+    A config has names and numbers, but not the Python objects. So the converter goes through the
+    config and the model side by side: `config` is an entry of the config, `held` is the object that
+    it describes.
     """
 
     def __init__(self, replacement):
-        self.replacement = replacement  # from an activation to what takes its place, or None
-        self.objects = {}  # classes and functions that the new config names: {name: object}
-        self.replaced = set()  # places
-        self.left = {}  # the names of what may hold activations in its code, in order
+        self.replacement = replacement  # from an activation to what replaces it, or to None
+        self.objects = {}  # the classes and functions that the new config names: {name: object}
+        self.replaced = set()  # places: (id of the owner, name of the argument)
+        self.not_replaced = {}  # names for the warning, in order
 
     def copy_of(self, model):
-        """The copy: the model's file, with the new config, as Keras loads it."""
+        """The copy: Keras saves the model and loads it with the new config."""
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is saved: the file is not kept
+            warnings.simplefilter("ignore")  # about saving: nobody keeps this file
             keras.saving.save_model(model, folder, zipped=False)
             file = pathlib.Path(folder, "config.json")
-            file.write_text(json.dumps(self.converted(json.loads(file.read_text()), model)))
+            file.write_text(json.dumps(self.convert(json.loads(file.read_text()), model)))
             copy = keras.saving.load_model(folder, self.objects, compile=False, safe_mode=False)
         if [*map(_weight_signature, copy.weights)] != [*map(_weight_signature, model.weights)]:
             raise ValueError("its copy has other weights, or in another order")
@@ -701,27 +721,29 @@ class _Converter:
             new.trainable = old.trainable
         return copy
 
-    def converted(self, config, held, owner=None, key=""):
-        """The new config of `held`, which `owner` has as its argument `key`."""
+    def convert(self, config, held, owner=None, key=""):
+        """Returns the new config of `held`, which is the argument `key` of `owner`."""
         if isinstance(config, list) and isinstance(held, list | tuple) and len(config) == len(held):
-            return [self.converted(*pair) for pair in zip(config, held, strict=True)]
+            return [self.convert(*pair) for pair in zip(config, held, strict=True)]
         if not isinstance(config, dict | str):
             return config
         if new := self.replacement_of(held, owner):
             self.replaced.add((id(owner or held), key))
-            return self.with_replacement(config, held, new)
-        self.note_own_activation(held, owner, key)
-        inner = config.get("config") if isinstance(config, dict) else config
-        if isinstance(inner, dict) and config.get("class_name") == type(held).__name__:
-            return self.of_object(config, held)
+            return self.config_of_replacement(config, held, new)
+        if key.endswith(("activation", "function")) and _is_own_function(held):
+            self.note_not_replaced(held, owner)
+        content = config.get("config") if isinstance(config, dict) else config
+        if isinstance(content, dict) and config.get("class_name") == type(held).__name__:
+            return self.convert_object(config, held)
+        # The user's own function or lambda: by this name, load_model finds the same object.
         name = getattr(held, "__name__", "")
-        if name and name in (inner, "<lambda>") and not _is_keras(held):
+        if name and name in (content, "<lambda>") and not _is_keras(held):
             self.objects[str(id(held))] = held
             return {"class_name": "function", "config": str(id(held))}
         return config
 
     def replacement_of(self, held, owner):
-        """What takes the place of an activation; None where `held` is none, or stays."""
+        """What replaces an activation; None if `held` is no activation, or stays."""
         if not callable(held) or isinstance(owner, GAAF):
             return None
         try:
@@ -730,66 +752,77 @@ class _Converter:
         except ValueError:  # as of GAAF(tanh, shape="bsilu")
             refused = True
         if refused:
-            self.note(held, owner)
+            self.note_not_replaced(held, owner)
         return None if refused else new
 
-    def note(self, held, owner):
-        """Notes what is left as it is, for the warning."""
+    def note_not_replaced(self, held, owner):
         name = getattr(held, "__name__", type(held).__name__)
-        self.left[f"{getattr(owner or held, 'name', type(owner).__name__)} ({name})"] = None
+        layer = getattr(owner or held, "name", type(owner).__name__)
+        self.not_replaced[f"{layer} ({name})"] = None
 
-    def with_replacement(self, config, held, new):
-        """The config of what takes the place of an activation; a layer keeps its name and dtype."""
-        in_graph = "inbound_nodes" in config
-        if isinstance(held, keras.Layer):
+    def config_of_replacement(self, config, held, new):
+        """The config of what replaces an activation. A layer keeps its name and dtype."""
+        is_layer = isinstance(held, keras.Layer)
+        is_in_graph = isinstance(config, dict) and "inbound_nodes" in config
+        if is_layer:
             new = keras.layers.Activation(new)
-        elif in_graph:
-            new = _operation_of(new, held)
-        new_config = self.converted(keras.saving.serialize_keras_object(new), new)
-        if isinstance(held, keras.Layer) or in_graph:
+        elif is_in_graph:
+            new = _operation_of(new, held.output.dtype)
+        # A φ of the user's own inside it needs a name in `self.objects`.
+        new_config = self.convert(keras.saving.serialize_keras_object(new), new)
+        if is_layer or is_in_graph:
             kept = {"name", "trainable", "dtype", "activity_regularizer"} & config["config"].keys()
             new_config["config"] |= {key: config["config"][key] for key in kept}
+        # Of the old entry, its place in the graph is kept.
         return config | new_config if isinstance(config, dict) else new_config
 
-    def note_own_activation(self, held, owner, key):
-        """Notes an activation that is not Keras' own."""
-        own = callable(held) and not (_is_keras(held) or hasattr(held, "call"))
-        if own and key.endswith(("activation", "function")):
-            self.note(held, owner)
+    def convert_object(self, config, held):
+        """Returns the new config of an object. It names the class by its id.
 
-    def of_object(self, config, held):
-        """The new config of an object: its class by number, and its arguments converted."""
+        By the class's own name, Keras might find another class.
+        """
         kind = type(held)
-        self.objects[str(id(kind))] = kind  # by its name Keras may find another
+        self.objects[str(id(kind))] = kind
         new = {"registered_name": str(id(kind)), "compile_config": None}
-        return config | new | {"config": self.of_arguments(config["config"], held)}
+        return config | new | {"config": self.convert_arguments(config["config"], held)}
 
-    def of_arguments(self, config, held):
-        """The new config of the arguments that an object was made with."""
+    def convert_arguments(self, config, held):
+        """Returns the new config of the arguments that an object was made with."""
         kind = type(held)
-        own = hasattr(kind, "call") and not (_is_keras(kind.call) and _is_keras(kind.__init__))
-        # Attention has a tanh in its code.
-        tanh = getattr(held, "score_mode", "") == "concat" or kind is keras.layers.AdditiveAttention
-        if own or tanh:
-            self.note(held, held)
+        has_own_code = hasattr(kind, "call") and not (
+            _is_keras(kind.call) and _is_keras(kind.__init__)
+        )
+        # The tanh of attention is in its code, where no config names it.
+        is_additive = getattr(held, "score_mode", "") == "concat"
+        if has_own_code or is_additive or kind is keras.layers.AdditiveAttention:
+            self.note_not_replaced(held, held)
+        # In Keras an object has its arguments as attributes. If it has not, the entry stays.
         arguments = {key: getattr(held, key, None) for key in config}
-        if hasattr(held, "forward_layer"):  # Bidirectional
+        if hasattr(held, "forward_layer"):  # which the config of a Bidirectional calls "layer"
             arguments["layer"] = held.forward_layer
-        new = {key: self.converted(config[key], arguments[key], held, key) for key in config}
+        new = {key: self.convert(config[key], arguments[key], held, key) for key in config}
         if isinstance(held, keras.Model) and "layers" in config:
-            new["layers"] = self.of_layers(config["layers"], held)
+            new["layers"] = self.convert_layers(config["layers"], held)
         return new
 
-    def of_layers(self, configs, model):
-        """The new configs of a model's layers; a layer used twice gets one identity."""
+    def convert_layers(self, configs, model):
+        """Returns the new configs of a model's layers.
+
+        A layer that is used twice has the same id in both places, so that Keras loads it once.
+        """
         layers = getattr(model, "operations", None) or model.layers
-        # A Sequential hides its input, and forgets which of its layers are the same.
-        first = len(configs) - len(set(layers))
-        config_of = dict(zip(dict.fromkeys(layers), configs[first:], strict=True))
-        new = [self.converted(config_of[layer], layer) for layer in layers]
+        # `layers` of a Sequential lacks its InputLayer. Its config has a repeated layer only once.
+        inputs = len(configs) - len(set(layers))
+        config_of = dict(zip(dict.fromkeys(layers), configs[inputs:], strict=True))
+        new = [self.convert(config_of[layer], layer) for layer in layers]
         for config, layer in zip(new, layers, strict=True):
             config["shared_object_id"] = id(layer)
-        return configs[:first] + new
+        return configs[:inputs] + new
+
+
+def _is_own_function(held):
+    """Whether it is a function of the user's own."""
+    return callable(held) and not (_is_keras(held) or hasattr(held, "call"))
 
 
 def _is_of_integers(held, owner):
@@ -799,35 +832,43 @@ def _is_of_integers(held, owner):
     return isinstance(x, keras.KerasTensor) and "float" not in x.dtype
 
 
-def _operation_of(function, held):
-    """The operation that Keras makes of a function in a graph: as `held`, it passes masks on."""
+def _operation_of(function, dtype):
+    """The operation that Keras makes of a function in a graph. It passes masks, as the old one."""
     x = keras.Input((1,))
     try:
         _, operation = keras.Model(x, function(x)).operations
         return operation
-    except (ValueError, TypeError):  # Keras has none that computes it
-        return keras.layers.Activation(function, dtype=held.output.dtype)
+    except (ValueError, TypeError):  # Keras has no single operation for it
+        return keras.layers.Activation(function, dtype=dtype)
 
 
 def _weight_signature(weight):
     """The shape and, unless Keras has numbered it, the name of a weight."""
-    return "" if weight.name.startswith("variable") else weight.name, weight.shape
+    name = "" if weight.name.startswith("variable") else weight.name
+    return name, weight.shape
+
+
+_LARGEST_DIFFERENCE = 1e-3  # of outputs, as a share of the largest
 
 
 def _compare(model, copy):
-    """Raises ValueError if the copy, with φ for GAAF, computes something else; says how close."""
+    """Raises ValueError if the copy, with φ for GAAF, computes something else.
+
+    Returns whether model and copy could be compared, and the result in words.
+    """
     try:
         _outputs(model, model.outputs)
     except Exception as error:
-        return f"not compared with its copy ({' '.join(str(error).split())[:200]})"
+        return False, f"not compared with its copy ({' '.join(str(error).split())[:200]})"
     largest = _difference(model, model.outputs, copy, copy.outputs)
-    if largest <= 1e-3:
-        return f"with φ for GAAF, outputs of a random batch differ by {largest:.0e} of the largest"
+    if largest <= _LARGEST_DIFFERENCE:
+        share = f"{largest:.0e} of the largest"
+        return True, f"with φ for GAAF, outputs of a random batch differ by {share}"
     for layer in model.layers:
         twin = copy.get_layer(layer.name)
         if isinstance(layer, keras.Model):
-            _compare(layer, twin)
-        elif _difference(model, layer.output, copy, twin.output) > 1e-3:
+            _compare(layer, twin)  # which raises if the difference is inside
+        elif _difference(model, layer.output, copy, twin.output) > _LARGEST_DIFFERENCE:
             raise ValueError(f"the first layer whose output differs is '{layer.name}'")
     raise ValueError("its output differs")
 
@@ -848,8 +889,8 @@ def _outputs(model, tensors):
     variables = probe.trainable_variables, probe.non_trainable_variables
     batch = [_random_batch(tensor) for tensor in model.inputs]
     context = contextvars.copy_context()
-    context.run(_values_are_of_phi.set, True)  # so that all that may differ is rounding
-    # What a layer compiles by itself would remember for which of both it was traced.
+    context.run(_values_are_of_phi.set, True)  # so that only rounding may differ
+    # A layer that compiles by itself would use GAAF here, where it was traced with GAAF before.
     with _library.disable_jit() if _BACKEND == "jax" else contextlib.nullcontext():
         outputs, _ = context.run(probe.stateless_call, *variables, batch, training=False)
     outputs = [ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]

@@ -341,9 +341,9 @@ def test_gain_at_the_peak_whatever_phi_and_s_are():
 def test_gain_at_the_peak_is_found_while_something_is_traced():
     x = keras.ops.convert_to_tensor([-1.0, 50.0])
     for way, call in ways_to_call(lambda x: gaaf.GAAF_relu(x, gain="peak")):
-        gaaf._gain_at_peak.cache_clear()
+        gaaf._searched_gain_at_peak.cache_clear()
         np.testing.assert_allclose(to_numpy(gaaf.gradient(call, x))[1], 1, err_msg=way)
-    gaaf._gain_at_peak.cache_clear()
+    gaaf._searched_gain_at_peak.cache_clear()
     if BACKEND == "torch":
         import torch
 
@@ -418,7 +418,7 @@ def test_only_shapes_known_but_for_the_batch_are_compiled(monkeypatch):
         return function(lambda *args: traced.append(body) or body(*args), **options)
 
     monkeypatch.setattr(tf, "function", counted)
-    gaaf._shared_accelerated.cache_clear()
+    gaaf._make_function_once.cache_clear()
 
     def step(x):
         return gaaf.gradient(gaaf.GAAF("relu"), x)
@@ -438,14 +438,14 @@ def test_only_shapes_known_but_for_the_batch_are_compiled(monkeypatch):
 
     # Nor what a shape of one's own may have in it, nor on macOS, where TensorFlow has no XLA.
     traced.clear()
-    gaaf._shared_accelerated.cache_clear()
+    gaaf._make_function_once.cache_clear()
     own = gaaf.GAAF("relu", shape=lambda x: tf.numpy_function(np.cos, [x], x.dtype))
     known = [tf.TensorSpec((2, 8))]
     function(lambda x: tf.ensure_shape(own(x), (2, 8)), input_signature=known)(tf.ones((2, 8)))
     monkeypatch.setattr(gaaf.platform, "system", lambda: "Darwin")
     function(step, input_signature=known)(tf.ones((2, 8)))
     assert not traced
-    gaaf._shared_accelerated.cache_clear()
+    gaaf._make_function_once.cache_clear()
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow alone has ragged tensors")
