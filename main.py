@@ -116,11 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             evaluate(*evaluated)
         else:
-            settings = check(settings)  # whose directory is the one that is told below
+            settings = check(settings)  # so that an error message can name the directory
             train(settings)
         return
     except (Exception, KeyboardInterrupt) as error:
-        ending = console.ending_of(error, settings)
+        ending = console.ending_of(error, None if evaluated else settings)
         if ending is None:
             raise
     console.stop(*ending)

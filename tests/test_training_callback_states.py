@@ -1,5 +1,6 @@
 """A run in parts ends as the whole one does, whatever callbacks it has."""
 
+import collections
 import itertools
 import signal
 
@@ -217,12 +218,16 @@ class Unkeepable(callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.generator, self.epochs, self.function = np.random.default_rng(0), 0, print
+        # A plain dict or tuple in their place would behave in another way.
+        self.counts = collections.defaultdict(int)
+        self.best = collections.namedtuple("Best", "epoch loss")(0, 1.0)
 
 
 def test_what_cannot_be_kept_is_named_when_the_run_begins(small, capsys):
     main.train(small("run", epochs=2), [Unkeepable()])
     said = capsys.readouterr().out
-    line = "Callback Unkeepable: a run that goes on cannot give back what is in generator; allowed"
+    line = "Callback Unkeepable: a run that goes on cannot give back what is in "
+    line += "generator, counts, best; allowed"
     assert line in said and said.index(line) < said.index("Epoch 1/2")
     assert "epochs" not in said.split(line)[1].split("\n")[0] and "function" not in said
 

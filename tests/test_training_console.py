@@ -225,6 +225,10 @@ def test_a_ctrl_c_that_an_import_swallows_is_not_lost():
 def test_too_little_memory_is_told_in_one_line(error, tmp_path):
     code, line = console.ending_of(error, main.Settings(output_dir=str(tmp_path)))
     assert code == 1 and "take a smaller --batch-size" in line and "no epoch was completed" in line
+    assert console.ending_of(error, None) == (
+        1,
+        "error: the memory is not enough to test this model",
+    )
     assert console.ending_of(RuntimeError("another one"), main.Settings()) is None
 
 

@@ -240,6 +240,17 @@ def test_fit_gets_the_batches_of_the_settings(augmentation):
         np.testing.assert_array_equal(y, y_expected)
 
 
+@pytest.mark.parametrize("n, tested", [(1, 1024), (2, 1024), (3, 1022), (8, 1024)])
+def test_gpus_share_each_batch_of_the_test_images_or_none(n, tested, monkeypatch):
+    """Keras gives all test batches the layout of the first one."""
+    monkeypatch.setattr(devices, "kind", lambda: "GPU")
+    monkeypatch.setattr(devices, "count", lambda: n)
+    settings = main.Settings(batch_size=12 * n)
+    fed = batches.feed(settings, forty_images())
+    assert fed["validation_batch_size"] == tested
+    assert (tested % n == 0) == (40 % n == 0)
+
+
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="which keeps no images on the device")
 @pytest.mark.parametrize("augmentation", [False, True])
 def test_images_kept_on_the_device_make_the_same_batches(monkeypatch, augmentation):

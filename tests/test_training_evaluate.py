@@ -42,7 +42,7 @@ def test_evaluate_refuses_damaged_and_foreign_files(run, tmp_path, capsys, count
     for name in (*damaged, "code", "other"):
         arguments = ["--evaluate", str(tmp_path / f"{name}.keras"), "--data=digits"]
         message = stops_with(2, arguments, capsys)
-        assert f"{name}.keras" in message
+        assert f"{name}.keras" in message and "--evaluate: allowed is a model" in message
         count("bad inputs refused")
     (directory / "config.json").unlink()
     assert "give --data" in stops_with(2, ["--evaluate", str(directory)], capsys)

@@ -237,6 +237,20 @@ def test_other_images_in_the_same_file_are_noticed(run, tmp_path, capsys):
     assert "a run made before the data changed; " in message
 
 
+@once
+def test_so_are_other_test_images_where_others_are_validated_on(npz, tmp_path, capsys):
+    arrays = arrays_of([f"--data={npz}"])
+    copy = tmp_path / "copy.npz"
+    np.savez(copy, **arrays)
+    arguments = flags(copy, tmp_path / "run", epochs=1, validation=0.25)
+    main.main(arguments)
+    arrays["x_test"][0, 0, 0, 0] ^= 1
+    np.savez(copy, **arrays)
+    capsys.readouterr()
+    message = stops_with(2, arguments, capsys)
+    assert "a run made before the data changed; " in message
+
+
 def test_overwrite_begins_anew(run, capsys):
     directory, arguments = run
     (directory / "notes.txt").write_text("mine")
@@ -316,6 +330,21 @@ def test_a_full_disk_is_told_and_what_was_there_stays(run, capsys, monkeypatch):
     message = stops_with(1, [*arguments, "--epochs=3"], capsys)
     assert "0003.keras: No space left on device; the state after epoch 2 is in" in message
     assert contents(directory / "checkpoints") == before
+
+
+@pytest.mark.parametrize("name", ["final.keras", "events"])
+def test_a_file_that_another_program_holds_is_told(name, run, capsys, monkeypatch):
+    def unlink(path, **options):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        before(path, **options)
+
+    before = Path.unlink
+    monkeypatch.setattr(Path, "unlink", unlink)
+    _, arguments = run
+    (run[0] / "tensorboard" / "events").touch()
+    message = stops_with(1, [*arguments, "--epochs=3"], capsys)
+    assert f"{name}: Permission denied; the state after epoch 2 is in" in message
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(run, capsys, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 
 from training import devices
 
-TESTED = 1024  # images tested at once on a GPU, which 128 do not keep busy
+TEST_BATCH = 1024  # on a GPU, which 128 images do not keep busy
 
 
 def feed(settings, data, first_epoch=0):
@@ -41,11 +41,12 @@ def feed(settings, data, first_epoch=0):
     )
     steps = -(-images_of_an_epoch(len(images), settings.batch_size, n) // settings.batch_size)
     part = part_of(len(data.x_test), devices.process())
-    # A batch that the devices cannot share goes to each of them. Then all batches must do so.
+    tested_at_once = settings.batch_size
+    if devices.kind() != "CPU":
+        tested_at_once = max(TEST_BATCH // n * n, settings.batch_size)
+    # Keras gives all test batches the layout of the first. If the devices cannot share the last
+    # batch, they must share none: so the batch size is then no multiple of n.
     uneven = len(data.x_test) % n > 0
-    tested_at_once = (
-        settings.batch_size if devices.kind() == "CPU" else max(TESTED, settings.batch_size)
-    )
     return {
         "x": _dataset(drawing, data),
         "steps_per_epoch": steps,
@@ -160,8 +161,8 @@ def part_of(n, process):
 def images_of_an_epoch(n, batch_size, devices):
     """How many of n images an epoch uses.
 
-    From its last batch it leaves out as many as the devices cannot share evenly: other ones each
-    time, and none where there is one device.
+    If the devices cannot share the last batch evenly, its remainder is left out: other images in
+    each epoch. One device leaves out none.
     """
     return n - n % batch_size % devices
 

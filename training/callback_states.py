@@ -15,15 +15,15 @@ OF_KERAS = {"_model", "params", "validation_data"}
 
 
 class CannotKeep(TypeError):
-    """A value is neither numbers, text, lists, dictionaries or arrays of them, nor None."""
+    """A value is not a number, text, None, an array, or a list, tuple or dictionary of these."""
 
 
 class CallbackStates(keras.callbacks.Callback):
     """Gives callbacks back what they remembered after the epoch that a run goes on from.
 
-    The state of a callback is what has changed in its attributes since the training began. So a
-    setting of it, such as the patience, is the one that it is given now. This callback comes after
-    the others, as many of them forget everything in `on_train_begin`.
+    The state of a callback is the attributes that have changed since the training began. The
+    others keep the values that they have now: so a run may go on with another patience. This
+    callback comes after the user's, as many of them forget everything in `on_train_begin`.
 
     Args:
         callbacks: Those of the user.
@@ -107,12 +107,12 @@ def _names_without_copy(callback):
 
 def _plain(value, arrays):
     """A value as JSON holds it; arrays go into a dictionary, by their number."""
-    if value is None or isinstance(value, bool | int | float | str):
+    kind = type(value)  # an object of a subclass, such as a defaultdict, would come back as another
+    if value is None or kind in (bool, int, float, str):
         return value
-    if isinstance(value, list | tuple):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_plain(x, arrays) for x in value]}
-    if isinstance(value, dict):
+    if kind in (list, tuple):
+        return {kind.__name__: [_plain(x, arrays) for x in value]}
+    if kind is dict:
         return {"dict": [[_plain(k, arrays), _plain(v, arrays)] for k, v in value.items()]}
     if isinstance(value, PurePath):
         return {"path": str(value)}

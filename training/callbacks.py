@@ -13,7 +13,7 @@ import keras
 from training import Mistake, console
 from training.checkpoints import best_of
 from training.console import Interrupted, NotFinite, say
-from training.files import in_six_digits, plot_curves, replace_file, write_csv
+from training.files import in_six_digits, plot_curves, replace_file, write_csv, writing
 from training.model import learning_rate_at
 from training.tensorboard import GradientHistograms, TensorBoard
 
@@ -30,16 +30,16 @@ def callbacks_of(run, steps, states):
         Two lists. In processes other than the first they only hold what trains along.
     """
     settings, folder = run.settings, run.directory / "tensorboard"
-    whole = WholeEpochs(steps)
-    first, last = [LearningRate(settings), StopOnNotFinite(), whole], []
+    whole_epochs = WholeEpochs(steps)
+    before_users, after_users = [LearningRate(settings), StopOnNotFinite(), whole_epochs], []
     if run.leads:
-        first.append(Progress(settings.epochs))
+        before_users.append(Progress(settings.epochs))
         # What the user's own change after an epoch, such as the learning rate, is saved with it.
-        last += [RunFiles(run, states, whole), TensorBoard(folder, run.rows)]
+        after_users += [RunFiles(run, states, whole_epochs), TensorBoard(folder, run.rows)]
     if settings.gradient_histograms:
         images = run.data.x_train[:16]
-        last.append(GradientHistograms(folder / "gradients", images, whole))
-    return first, last
+        after_users.append(GradientHistograms(folder / "gradients", images, whole_epochs))
+    return before_users, after_users
 
 
 def require_compatible(settings, callbacks):
@@ -140,7 +140,8 @@ class RunFiles(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         for name in ("final.keras", "curves.png"):  # of a run that had ended, and goes on
-            (self.directory / name).unlink(missing_ok=True)
+            with writing(self.directory / name):
+                (self.directory / name).unlink(missing_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
         if not self.whole.is_whole:

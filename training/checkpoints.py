@@ -20,7 +20,8 @@ class Checkpoints:
     """The states of a run, kept after every epoch.
 
     A checkpoint is an archive. It holds the saved model with the optimizer's state, the history so
-    far, and what callbacks remember. The last two stay, and the best epoch up to each of them.
+    far, and what callbacks remember. Two epochs stay, the last ones, and for each of them the best
+    epoch up to it.
     """
 
     def __init__(self, directory):
@@ -83,7 +84,7 @@ class Checkpoints:
             return archive.read(CALLBACKS) if CALLBACKS in archive.namelist() else None
 
     def restore(self, model, epoch):
-        """Loads the state after an epoch into a model: its weights, and if it is compiled, all.
+        """Loads the weights after an epoch and, if the model is compiled, the optimizer's state.
 
         Raises:
             Mistake: if it is that of another network.

@@ -61,8 +61,8 @@ def say(text, indent=0, file=None):
     file = file or sys.stdout
     if file.isatty():
         width, indent = max(40, shutil.get_terminal_size().columns - 1), " " * indent
-        whole = {"break_long_words": False, "break_on_hyphens": False}
-        text = textwrap.fill(text, width, subsequent_indent=indent, **whole)
+        options = {"break_long_words": False, "break_on_hyphens": False}
+        text = textwrap.fill(text, width, subsequent_indent=indent, **options)
     print(text, file=file, flush=True)
 
 
@@ -164,9 +164,13 @@ def prepare_environment():
 def ending_of(error, settings):
     """How the program ends after an exception.
 
+    Args:
+        error: The exception.
+        settings: Those that trained; None if a model was tested.
+
     Returns:
-        The exit code, and the line to print; None for the line if nobody reads it. None instead of
-        both for an exception that is not the user's: Python shows it.
+        (exit code, line to print), where the line is None if there is nothing to print. Or None
+        alone if the exception is a bug: then Python shows it.
     """
     if isinstance(error, BrokenPipeError):
         return 141, None  # 128 + SIGPIPE, which Windows lacks
@@ -185,6 +189,8 @@ def ending_of(error, settings):
     if isinstance(error, CannotWrite):
         problem = f"cannot write {error.filename}: {error.strerror}"
         return 1, f"error: {problem}; {saved_state(settings)}; {resume_hint(settings)}"
+    if _is_out_of_memory(error) and settings is None:
+        return 1, "error: the memory is not enough to test this model"
     if _is_out_of_memory(error):
         way_out = "take a smaller --batch-size or --depth"
         return 1, f"error: the memory is not enough: {way_out}; {saved_state(settings)}"
@@ -192,10 +198,11 @@ def ending_of(error, settings):
 
 
 def as_flag(message, settings):
-    """A message about a setting, with the name that it has on the command line."""
+    """A message about an argument, with the name that it has on the command line."""
     name, colon, rest = message.partition(":")
-    is_setting = name in {field.name for field in dataclasses.fields(settings)}
-    return f"--{name.replace('_', '-')}:{rest}" if colon and is_setting else message
+    flags = {field.name for field in dataclasses.fields(settings)} if settings else {"data"}
+    is_flag = colon and name in flags | {"evaluate"}
+    return f"--{name.replace('_', '-')}:{rest}" if is_flag else message
 
 
 def _is_out_of_memory(error):

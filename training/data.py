@@ -165,9 +165,9 @@ def _checked(arrays, source):
         require(x.shape[1:] == shape, name, f"images {shape} as in x_train", f"shape {x.shape}")
         require(x.dtype.kind in "uif", name, "numbers", f"dtype {x.dtype}")
         if x.dtype != np.uint8:  # also refuses NaN, and images scaled to [0, 1] beforehand
-            whole = (x >= 0) & (x <= 255) & (x == np.floor(x))
-            example = x[~whole][0] if not whole.all() else None
-            require(whole.all(), name, "whole numbers from 0 to 255", example)
+            is_pixel = (x >= 0) & (x <= 255) & (x == np.floor(x))
+            example = x[~is_pixel][0] if not is_pixel.all() else None
+            require(is_pixel.all(), name, "whole numbers from 0 to 255", example)
         name = f"y_{split}"
         shape_ok = y.shape in ((len(x),), (len(x), 1))
         require(shape_ok, name, f"{len(x)} labels, one per image", f"shape {y.shape}")

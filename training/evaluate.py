@@ -1,6 +1,5 @@
 """Tests a saved model: `python main.py --evaluate runs/NAME`."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import gaaf  # noqa: F401, so that Keras finds what a saved model names
 from training import Mistake, reason
 from training.console import say
 from training.data import load
+from training.identity import config_in
 
 WIDTH = 80  # characters, of a screen
 WORST = 10
@@ -87,13 +87,10 @@ def require_fitting(model, images, path):
 
 def data_of(path):
     """The data that the run beside the model was trained on."""
-    config = path.parent / "config.json"
-    try:
-        return json.loads(config.read_text(encoding="utf-8"))["settings"]["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Mistake(
-            f"data: {config} does not say on what to test ({error}); give --data"
-        ) from error
+    config = config_in(path.parent)
+    if config is None:
+        raise Mistake(f"data: no config.json in {path.parent} says on what to test; give --data")
+    return config["settings"]["data"]
 
 
 def confusions(counts):

@@ -1,6 +1,6 @@
 """What makes two runs the same: settings, code, data and optimizer; and where a run lies. No Keras.
 
-config.json keeps all four. So a directory is only gone on with by the training that it belongs to.
+config.json keeps all four. So only the training that a directory belongs to can go on in it.
 """
 
 import ast
@@ -15,20 +15,20 @@ from pathlib import Path
 from training import Mistake
 from training.files import FILES, FOLDERS
 
-HOUSE = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent
 # Settings that change no weight, or that only let the run go on for longer.
-FREE = ("data", "output_dir", "overwrite", "ignore_changes", "gradient_histograms", "epochs")
+MAY_DIFFER = ("data", "output_dir", "overwrite", "ignore_changes", "gradient_histograms", "epochs")
 # Settings that earlier versions had, with the only value of each that trains as this one does.
-GONE = {"fade": 0.0}
+REMOVED = {"fade": 0.0}
 # Some of the settings that every config.json of a run has.
-SURE = ("activation", "batch_size", "depth", "epochs")
+ALWAYS_THERE = ("activation", "batch_size", "depth", "epochs")
 
 
 def directory_of(settings):
-    """The directory of the run; two runs have the same one if the same settings decide them."""
+    """The directory of the run. Runs share it if their data and what changes weights are equal."""
     if settings.output_dir != "auto":
         return Path(settings.output_dir)
-    deciding = {k: v for k, v in dataclasses.asdict(settings).items() if k not in FREE}
+    deciding = {k: v for k, v in dataclasses.asdict(settings).items() if k not in MAY_DIFFER}
     deciding["data"] = settings.data
     digest = hashlib.sha256(repr(deciding).encode()).hexdigest()[:6]
     data = Path(settings.data).name.split(".")[0]
@@ -47,13 +47,13 @@ def identity_of(settings, data=None, optimizer=None):
 
 
 def config_in(directory):
-    """The config.json of the run in a directory; None if there is none but somebody else's."""
+    """The config.json of the run in a directory; None if there is none, or not one of a run."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     settings = config.get("settings") if isinstance(config, dict) else None
-    if not isinstance(settings, dict) or not set(SURE) <= settings.keys():
+    if not isinstance(settings, dict) or not set(ALWAYS_THERE) <= settings.keys():
         return None
     if "stretches" not in config:  # an earlier version kept the last one only
         names = ("versions", "device", "devices", "compiler", "sources")
@@ -80,7 +80,7 @@ def require_same_run(settings, **known):
     if settings.overwrite:
         return ""
     # The run may be older than some of the settings.
-    defaults = GONE | dataclasses.asdict(type(settings)())
+    defaults = REMOVED | dataclasses.asdict(type(settings)())
     before["settings"] = defaults | before["settings"]
     now = identity_of(settings, **known)
     if differing := _differing_settings(before, now):
@@ -111,8 +111,8 @@ def _require_unused(directory):
 def _differing_settings(before, now):
     """The settings that differ, in words."""
     other_data = "data" in now and before.get("data") != now["data"]
-    before, now = before["settings"], GONE | now["settings"]
-    names = [name for name in now if name not in FREE and before[name] != now[name]]
+    before, now = before["settings"], REMOVED | now["settings"]
+    names = [name for name in now if name not in MAY_DIFFER and before[name] != now[name]]
     if isinstance(before["epochs"], int) and now["epochs"] < before["epochs"]:
         names.append("epochs")
     if other_data and before["data"] != now["data"]:
@@ -151,8 +151,8 @@ def config_of(optimizer):
 def sources_of(settings):
     """{path: digest} of the code that trains, and of the user's script that has its settings."""
     names = ("main.py", "gaaf.py", "resnet_v1.py", "resnet_v2.py")
-    paths = [*(HOUSE / name for name in names), *sorted(HOUSE.glob("training/*.py"))]
-    sources = {path.relative_to(HOUSE).as_posix(): digest_of_file(path) for path in paths}
+    paths = [*(REPOSITORY / name for name in names), *sorted(REPOSITORY.glob("training/*.py"))]
+    sources = {path.relative_to(REPOSITORY).as_posix(): digest_of_file(path) for path in paths}
     with contextlib.suppress(TypeError, OSError):  # where it has no file, as in a notebook
         script = Path(inspect.getfile(settings)).resolve()
         if script not in paths:

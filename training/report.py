@@ -12,21 +12,36 @@ from training import devices
 from training.checkpoints import Checkpoints, best_of
 from training.console import say
 from training.files import FILES, FOLDERS
-from training.identity import config_in, identity_of, sources_of
+from training.identity import config_in, sources_of
 from training.model import activations_of
 
 
 def describe(settings, model, data, test=None):
-    """Returns all that config.json says of a run.
-
-    Its "stretches" has one entry: what trains now. `stretches` adds those of before.
-    """
+    """What config.json says of a run for its reader, beside what tells the run from others."""
     network = model.layers[-1]
     activation = activations_of(network)[0].activation
     images = {"training": len(data.x_train), "test": len(data.x_test)}
     if test:
         images |= {"validation": len(data.x_test), "test": len(test[0])}
-    stretch = {
+    return {
+        "network": {"name": network.name, "parameters": network.count_params()},
+        "activation": {"name": settings.activation} | parameters_of(activation),
+        "images": images,
+    }
+
+
+def stretches(config, settings, epochs):
+    """What has trained a run, and what trains it now: an entry for each part, from start to stop.
+
+    Args:
+        config: The config.json of the run so far, or None.
+        settings: Those of main.py.
+        epochs: How many epochs are done.
+    """
+    before = config["stretches"] if config else []
+    trained = [stretch for stretch in before if stretch["first_epoch"] <= epochs]
+    now = {
+        "first_epoch": epochs + 1,
         "device": devices.kind(),
         "devices": devices.count(),
         "compiler": devices.compiler_in_words(),
@@ -34,26 +49,6 @@ def describe(settings, model, data, test=None):
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "sources": sources_of(type(settings)),
     }
-    return {
-        **identity_of(settings, data, model.optimizer),
-        "network": {"name": network.name, "parameters": network.count_params()},
-        "activation": {"name": settings.activation} | parameters_of(activation),
-        "images": images,
-        "stretches": [stretch],
-    }
-
-
-def stretches(config, now, epochs):
-    """What has trained a run, and what trains it now: one entry for each stretch of epochs.
-
-    Args:
-        config: The config.json of the run so far, or None.
-        now: The entry of what trains now.
-        epochs: How many epochs are done.
-    """
-    before = config["stretches"] if config else []
-    trained = [stretch for stretch in before if stretch["first_epoch"] <= epochs]
-    now = {"first_epoch": epochs + 1} | now
     if trained and trained[-1] | {"first_epoch": epochs + 1} == now:
         return trained
     return [*trained, now]
@@ -94,7 +89,7 @@ def announce(config, directory):
     by, rate = config["optimizer"]["name"], config["optimizer"].get("learning_rate")
     rate = f"{rate:g}" if isinstance(rate, float) else "a schedule of its own"
     images = ", ".join(f"{n:,} {what} images" for what, n in config["images"].items())
-    rows = {
+    lines = {
         "network": "{name}, {parameters:,} parameters".format(**config["network"]),
         "activation": ", ".join([activation["name"], *parameters]),
         "data": f"{settings['data']}, {images}",
@@ -109,7 +104,7 @@ def announce(config, directory):
     }
     if line := devices.unused_gpu():
         say(f"This machine has an NVIDIA GPU, but trains on its CPU; to use the GPU: {line}")
-    for name, text in rows.items():
+    for name, text in lines.items():
         say(f"{name:<13} {text}", indent=14)
 
 

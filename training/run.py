@@ -9,7 +9,7 @@ from training.callback_states import CallbackStates
 from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_text
-from training.identity import config_in, directory_of, require_same_run
+from training.identity import config_in, directory_of, identity_of, require_same_run
 from training.model import make_variables
 
 
@@ -20,8 +20,9 @@ class Run(contextlib.ExitStack):
 
     Args:
         settings: Those of main.py.
-        data: The images to train on, and in the place of the test images those that `fit` sees.
-        test: The (images, labels) to test on at the end; None if `fit` sees them after each epoch.
+        data: `Data`. `fit` trains on its training images, and tests on its test images after each
+            epoch. With validation, these are the images held out.
+        test: With validation, the (images, labels) to test on at the end; else None.
 
     Raises:
         Mistake: if the directory holds another run, or another process trains in it.
@@ -29,8 +30,8 @@ class Run(contextlib.ExitStack):
 
     def __init__(self, settings, data, test=None):
         super().__init__()
-        require_same_run(settings, data=data)
         self.settings, self.data, self.test = settings, data, test
+        require_same_run(settings, data=self._arrays())
         self.directory = directory_of(settings)
         self.checkpoints = Checkpoints(self.directory)
         self.leads = devices.process()[0] == 0
@@ -40,35 +41,44 @@ class Run(contextlib.ExitStack):
             self.enter_context(locked(self.directory))
         self.signals = self.enter_context(StopOnSignal())
         self.rows = [] if self.settings.overwrite else self.checkpoints.history()
-        self.done = len(self.rows)  # epochs
+        self.epochs_done = len(self.rows)
         return self
+
+    def _arrays(self):
+        """All images and labels that the run has to do with."""
+        return [*self.data, *(self.test or ())]
 
     def begin(self, model):
         """Puts the state that the run goes on from into a compiled model, and says so."""
         make_variables(model)
         tensorflow_cpu.shrink_graph(model)
-        changed = require_same_run(self.settings, data=self.data, optimizer=model.optimizer)
-        self.config = report.describe(self.settings, model, self.data, self.test)
+        changed = require_same_run(self.settings, data=self._arrays(), optimizer=model.optimizer)
         before = None if self.settings.overwrite else config_in(self.directory)
-        self.config["stretches"] = report.stretches(before, self.config["stretches"][0], self.done)
-        if self.done:
+        self.config = {
+            **identity_of(self.settings, self._arrays(), model.optimizer),
+            **report.describe(self.settings, model, self.data, self.test),
+            "stretches": report.stretches(before, self.settings, self.epochs_done),
+        }
+        if self.epochs_done:
             self._restore(model, keep_optimizer="the optimizer" not in changed)
         if self.leads:
             if self.settings.overwrite:
                 self.signals.require_none()  # the last moment to save what is there
                 remove_run(self.directory)
             report.announce(self.config, self.directory)
-            if not self.done:  # the directory is this run's from now on
+            if not self.epochs_done:  # the directory is this run's from now on
                 self._write_config(stretches=[])
-            elif self.done < self.settings.epochs:
-                print(f"Going on after epoch {self.done} of {self.settings.epochs}", flush=True)
+            elif self.epochs_done < self.settings.epochs:
+                print(
+                    f"Going on after epoch {self.epochs_done} of {self.settings.epochs}", flush=True
+                )
         self.signals.writes = True
 
     def _restore(self, model, keep_optimizer):
         """Loads the last epoch; of a changed optimizer the state begins anew."""
         optimizer = model.optimizer
         initial = [variable.numpy() for variable in optimizer.variables]
-        self.checkpoints.restore(model, self.done)
+        self.checkpoints.restore(model, self.epochs_done)
         if not keep_optimizer:
             for variable, value in zip(optimizer.variables, initial, strict=True):
                 variable.assign(value)
@@ -79,8 +89,8 @@ class Run(contextlib.ExitStack):
 
     def fit_arguments(self, callbacks=()):
         """The arguments of `fit` in this run, but for the epochs; with the user's own callbacks."""
-        fed = batches.feed(self.settings, self.data, self.done)
-        states = CallbackStates(callbacks, self.checkpoints.callbacks(self.done), self.leads)
+        fed = batches.feed(self.settings, self.data, self.epochs_done)
+        states = CallbackStates(callbacks, self.checkpoints.callbacks(self.epochs_done), self.leads)
         first, last = callbacks_of(self, fed["steps_per_epoch"], states)
         shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
         return {
@@ -91,7 +101,7 @@ class Run(contextlib.ExitStack):
 
     def keep_config(self):
         """Writes what trains, as soon as an epoch has been trained."""
-        if len(self.rows) == self.done + 1:
+        if len(self.rows) == self.epochs_done + 1:
             self._write_config()
 
     def report(self):
@@ -100,13 +110,15 @@ class Run(contextlib.ExitStack):
             return
         if self.test and (self.directory / "final.keras").exists():
             self._test_models()
-        report.summarise(self.settings, self.directory, self.rows, len(self.rows) - self.done)
+        report.summarise(
+            self.settings, self.directory, self.rows, len(self.rows) - self.epochs_done
+        )
 
     def _test_models(self):
         from training.evaluate import accuracy_of
 
         before = config_in(self.directory)
-        if "test_accuracy" not in before or len(self.rows) > self.done:
+        if "test_accuracy" not in before or len(self.rows) > self.epochs_done:
             with devices.without_distribution():
                 found = {
                     name: accuracy_of(self.directory / name, *self.test)

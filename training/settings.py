@@ -39,22 +39,22 @@ WORDS = {"learning_rate": ("auto",), "gain": ("peak",)}
 
 
 def check(settings):
-    """Returns the settings in Python's own types, with whole paths.
+    """Returns the settings in Python's own types, with an absolute path of the data.
 
     Raises:
-        Mistake: for what is wrong whatever the network, or has no effect.
+        Mistake: if no network allows a value, or if a setting has no effect.
     """
     kinds = _kinds(type(settings))
-    whole = {name: _in_own_type(getattr(settings, name), kinds[name]) for name in kinds}
-    for name, value in whole.items():
+    values = {name: _in_own_type(getattr(settings, name), kinds[name]) for name in kinds}
+    for name, value in values.items():
         if name in CHOICES or name in LIMITS or kinds[name][0] in (bool, str):
             _require_allowed(name, kinds[name][0], value)
-    if not whole["output_dir"]:
+    if not values["output_dir"]:
         raise Mistake("output_dir: allowed is 'auto' or a path; received ''")
-    _require_effect(whole, type(settings)())
-    whole["data"] = require_source(whole["data"])
-    whole["output_dir"] = os.path.expanduser(whole["output_dir"])
-    return dataclasses.replace(settings, **whole)
+    _require_effect(values, type(settings)())
+    values["data"] = require_source(values["data"])
+    values["output_dir"] = os.path.expanduser(values["output_dir"])
+    return dataclasses.replace(settings, **values)
 
 
 def _in_own_type(value, kinds):
@@ -96,7 +96,7 @@ def _require_allowed(name, kind, value):
     words = WORDS.get(name, ())
     if value in words:
         return
-    ok = type(value) is kind or (kind is float and type(value) is int)
+    ok = type(value) is kind
     allowed = kind.__name__
     if name in CHOICES:
         allowed = f"one of {', '.join(map(str, CHOICES[name]))}"

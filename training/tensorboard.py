@@ -25,7 +25,8 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         for path in self.folder.glob("events*"):
-            path.unlink()
+            with writing(path):
+                path.unlink()
         self._log_new_rows()
 
     def on_epoch_end(self, epoch, logs=None):
