@@ -1,5 +1,6 @@
 """Makes the pictures of the pages, and the tables between their markers: python -m docs.make"""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -13,7 +14,15 @@ from docs.pictures import PICTURES
 from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
 from study import analysis, speed, why
-from study.analysis import accuracy, differences, in_words, loss, mean_of, p_in_words, study
+from study.analysis import (
+    accuracy,
+    difference_in_words,
+    differences,
+    loss,
+    mean_of,
+    p_in_words,
+    study,
+)
 from study.rows import PREDICTIONS
 from training.files import read_csv, write_text
 from training.settings import comments_of
@@ -97,40 +106,46 @@ def growth_table():
 
 
 def study_table():
-    """A line for each row that has several seeds: its differences to relu, and what tests say."""
-    header = ("row", "seeds", "test", "relu's", "difference, paired", "unpaired", "p (Holm)")
-    header += (f"p, beyond ±{analysis.MARGIN}", "training loss − relu's", "on")
+    """A line for each row that has several runs: its differences to relu, and what tests say."""
+    header = ("row", "runs", "test", "relu's", "difference, paired", "unpaired", "p (Holm)")
+    header += (f"p of equality (±{analysis.MARGIN})", "training loss − relu's", "runs on")
     lines, rows = [], study()
     more, cost = differences(rows, accuracy), differences(rows, loss)
     for row, found in rows.items():
-        if len(found.runs) > 1 and found.plain:
-            means = (f"{mean_of(x, accuracy):.4f}" for x in (found.runs, found.paired))
-            versus = *_in_cells(more[row]), in_words(cost[row], digits=3)
-            lines.append((row, len(found.paired), *means, *versus, _setup(found)))
+        if len(found.runs) > 1 and found.others:
+            versus = *_in_cells(more[row]), difference_in_words(cost[row], digits=3)
+            number = len(found.others_of_same_seeds)
+            lines.append((row, number, *_means(found), *versus, _setups(found)))
     return table(header, lines)
+
+
+def _means(found):
+    """The mean test accuracy of a row, and that of relu's runs with the same seeds."""
+    return (f"{mean_of(x, accuracy):.4f}" for x in (found.runs, found.others_of_same_seeds))
 
 
 def _in_cells(difference):
     unpaired = "" if difference.unpaired is None else f"± {difference.unpaired:.4f}"
     p = p_in_words(difference.p), p_in_words(difference.equivalence)
-    return in_words(difference), unpaired, *p
+    return difference_in_words(difference), unpaired, *p
 
 
-def _setup(found):
-    """What the runs of a row were made on."""
-    _, device, _, precision = found.made_by
-    return f"{device}, {precision.removeprefix('mixed_')}"
+def _setups(found):
+    """What the runs of a row were made on, with their number."""
+    setups = collections.Counter((group[2], group[-1]) for group, _ in found.others_of_same_seeds)
+    counts = sorted(setups.items(), key=lambda item: -item[1])
+    return ", ".join(f"{n} {device} {p.removeprefix('mixed_')}" for (device, p), n in counts)
 
 
 def single_table():
-    """A line for each row that has one seed, beside the report of 2018."""
+    """A line for each row that has one run, beside the report of 2018."""
     lines, rows = [], study()
     more, cost = differences(rows, accuracy), differences(rows, loss)
     for row, found in rows.items():
-        if len(found.runs) == 1 and found.plain:
+        if len(found.runs) == 1 and found.others:
             report = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
             test = f"{mean_of(found.runs, accuracy):.4f}"
-            versus = in_words(more[row]), in_words(cost[row], digits=3)
+            versus = difference_in_words(more[row]), difference_in_words(cost[row], digits=3)
             lines.append((row, report, test, *versus))
     header = ("row", "test in 2018", "test", "− relu's (or tanh's)", "training loss − relu's")
     return table(header, lines)
@@ -141,9 +156,9 @@ def answer_table():
     rows, lines = study(), []
     more, cost = differences(rows, accuracy), differences(rows, loss)
     for row in ANSWER:
-        means = (f"{mean_of(x, accuracy):.4f}" for x in (rows[row].runs, rows[row].paired))
-        versus = in_words(more[row]), p_in_words(more[row].p), in_words(cost[row], digits=3)
-        lines.append((row, *means, *versus, len(rows[row].runs)))
+        versus = difference_in_words(more[row]), p_in_words(more[row].p)
+        cells = *_means(rows[row]), *versus, difference_in_words(cost[row], digits=3)
+        lines.append((row, *cells, len(rows[row].runs)))
     header = ("row", "test accuracy", "relu's", "difference", "p (Holm)", "training loss − relu's")
     return table((*header, "runs"), lines)
 
@@ -154,12 +169,12 @@ def contrasts_table():
     for (row, other), prediction in PREDICTIONS.items():
         found = study({row: other})
         difference = differences(found, accuracy).get(row)
-        cells = (
-            (len(found[row].paired), *_in_cells(difference)) if difference else ("", "no run yet")
-        )
-        lines.append((f"{row} − {other}", prediction, *cells, *[""] * (5 - len(cells))))
-    header = ("difference of test accuracy", "prediction", "seeds", "paired", "unpaired")
-    return table((*header, "p", f"p, beyond ±{analysis.MARGIN}"), lines)
+        cells = ["", "no run yet", "", "", ""]
+        if difference:
+            cells = [len(found[row].others_of_same_seeds), *_in_cells(difference)]
+        lines.append((f"{row} − {other}", prediction, *cells))
+    header = ("difference of test accuracy", "prediction", "runs", "paired", "unpaired")
+    return table((*header, "p", f"p of equality (±{analysis.MARGIN})"), lines)
 
 
 def speed_table():

@@ -33,9 +33,9 @@ def key_of(line):
 def same_code(lines):
     """{(sources, precision): the latest sources that make the same numbers}, as the lines show.
 
-    Two are taken to make the same if there are runs that both have made, on the same setup, some of
-    them with GAAF, and each of these ended alike, to the last digit. No third one may belie it.
-    Runs in float32 count for every precision, and those in half precision for their own.
+    Two codes count as one if they share runs on the same setup, at least one of these with GAAF,
+    and all shared runs have equal results, to the last digit. A code joins others only if it agrees
+    with all of them. Runs in float32 count for every precision, those in half precision for it.
     """
     made, groups = {}, {}  # {maker: its runs}; {latest maker: (those that make the same, runs)}
     keys = [key_of(line) for line in lines]
@@ -48,7 +48,7 @@ def same_code(lines):
     for maker, runs in made.items():
         makers, together = [maker], dict(runs)
         for latest, (others, theirs) in list(groups.items()):
-            if latest[1] == maker[1] and _agree(runs, theirs):
+            if latest[1] == maker[1] and _agree(together, theirs):
                 del groups[latest]
                 makers += others
                 together |= theirs
@@ -63,68 +63,77 @@ def _agree(runs, others):
     return accelerated and all(runs[run] == others[run] for run in both)
 
 
-class Row(NamedTuple):
-    """The runs of a row that are compared, {seed: line of the results}, and those of its plain row.
+class Comparison(NamedTuple):
+    """The runs of a row, and those of the row that it is compared with, {(group, seed): line}.
 
-    All have as many epochs, and were made by the same sources, as `same_code` has it, on the same
-    setup; that is (sources, device, versions, precision).
+    A group is (epochs, sources, device, versions, precision), the sources as `same_code` has them.
+    Only runs of the same group are compared.
     """
 
-    epochs: int
-    made_by: tuple
     runs: dict
-    plain: dict
+    others: dict
 
     @property
-    def paired(self):
-        """The runs of the plain row whose seeds this one has."""
-        return {seed: self.plain[seed] for seed in self.runs if seed in self.plain}
+    def others_of_same_seeds(self):
+        return {key: self.others[key] for key in self.runs if key in self.others}
 
 
 def study(pairs=None):
-    """{row: `Row`} of the rows that have been run, each beside the row that it is compared with.
+    """{row: `Comparison`} of the rows that have been run.
 
-    Only the longest runs count, and only those that the same code made on the same setup. Of
-    several such groups the one counts that has the other row too, and of these the one with the
-    most runs, or else the latest. Only the data set with the most runs counts.
+    Of each row the longest runs count: those of all groups in which the other row has been run too,
+    or else of all groups. Only the data set with the most runs counts.
 
     Args:
         pairs: {row: the row that it is compared with}. Default: each row, and its plain row.
     """
     pairs = pairs or {row: plain_row(row) for row in ROWS}
-    groups, latest, found = *_groups(read_csv(RESULTS)), {}
+    groups, found = _groups(read_csv(RESULTS)), {}
     for row, other in pairs.items():
-        ours = {group: rows[row] for group, rows in groups.items() if row in rows}
-        if ours:
-            group = max(ours, key=lambda g: (g[0], other in groups[g], len(ours[g]), latest[g]))
-            others = {} if other == row else groups[group].get(other, {})
-            found[row] = Row(*group, ours[group], others)
+        epochs = [group[0] for group, rows in groups.items() if row in rows]
+        chosen = [g for g, rows in groups.items() if row in rows and g[0] == max(epochs)]
+        chosen = [group for group in chosen if other in groups[group]] or chosen
+        if chosen:
+            others = {} if other == row else _runs_of(other, groups, chosen)
+            found[row] = Comparison(_runs_of(row, groups, chosen), others)
     return found
 
 
+def _runs_of(row, groups, chosen):
+    """{(group, seed): line} of a row in some of the groups."""
+    return {
+        (group, seed): line for group in chosen for seed, line in groups[group].get(row, {}).items()
+    }
+
+
 def _groups(results):
-    """What is alike but for row and seed: {group: {row: {seed: line}}}, {group: its last line}."""
+    """The results as {group: {row: {seed: line}}}; of each row, those with its latest settings."""
     data = statistics.mode(line["data"] for line in results)
-    same, groups, latest = same_code(results), {}, {}
-    for number, line in enumerate(results):
-        if line["data"] == data:
+    same, groups = same_code(results), {}
+    latest = {line["row"]: _settings_of(line) for line in results}
+    for line in results:
+        if line["data"] == data and latest[line["row"]] == _settings_of(line):
             row, seed, epochs, _, _, *setup, sources = key_of(line)
-            group = int(epochs), (same[sources, setup[-1]], *setup)
+            group = int(epochs), same[sources, setup[-1]], *setup
             groups.setdefault(group, {}).setdefault(row, {})[seed] = line
-            latest[group] = number
-    return groups, latest
+    return groups
 
 
-def column(name):
-    """A measure of a run: the number in a column of its line; nan where it is not known."""
-    return lambda line: float(line[name] or "nan")
+def _settings_of(line):
+    """The settings of a row; any row may run in each precision."""
+    return json.loads(line.get("settings", "{}")) | {"precision": "any"}
 
 
-accuracy, loss, penalty = map(column, ("test_accuracy", "train_loss", "penalty"))
+def measure_of(column):
+    """The function from a line to the number in that column; nan where it is not known."""
+    return lambda line: float(line[column] or "nan")
+
+
+accuracy, loss, penalty = map(measure_of, ("test_accuracy", "train_loss", "penalty"))
 
 
 def mean_of(found, measure):
-    """The mean of a measure over runs, {seed: line of the results}."""
+    """The mean of a measure over runs, {(group, seed): line of the results}."""
     return np.mean([measure(line) for line in found.values()])
 
 
@@ -139,15 +148,15 @@ class Difference(NamedTuple):
 
 
 def differences(found, measure):
-    """{row: `Difference`} of the rows that share seeds with the other row.
+    """{row: `Difference`} of the rows that share seeds with the other row in some group.
 
     Args:
         found: What `study` returns.
         measure: Function from a line of the results to a number; nan where it is not known.
     """
-    pairs = {row: _paired(pair, measure) for row, pair in found.items()}
-    pairs = {row: values for row, values in pairs.items() if values}
-    p = _corrected({row: _p_of_zero(x) for row, x in pairs.items() if len(set(x)) > 1})
+    by_row = {row: _differences_by_seed(each, measure) for row, each in found.items()}
+    by_row = {row: values for row, values in by_row.items() if values}
+    p = _corrected({row: _p_of_zero(x) for row, x in by_row.items() if len(set(x)) > 1})
     return {
         row: Difference(
             np.mean(values),
@@ -156,14 +165,14 @@ def differences(found, measure):
             p.get(row),
             _p_of_equivalence(values) if len(values) >= MANY else None,
         )
-        for row, values in pairs.items()
+        for row, values in by_row.items()
     }
 
 
-def _paired(pair, measure):
-    """The differences of the seeds that both rows have."""
-    both = [(line, pair.plain[seed]) for seed, line in pair.runs.items() if seed in pair.plain]
-    values = (measure(ours) - measure(theirs) for ours, theirs in both)
+def _differences_by_seed(comparison, measure):
+    """The differences of the runs that both rows have with the same seed in the same group."""
+    others = comparison.others_of_same_seeds
+    values = (measure(comparison.runs[key]) - measure(others[key]) for key in others)
     return [round(x, 9) for x in values if np.isfinite(x)]  # 0.81 - 0.8 is to be 0.82 - 0.81
 
 
@@ -187,11 +196,11 @@ def _corrected(p):
     return corrected
 
 
-def _welch(pair, measure):
+def _welch(comparison, measure):
     """Half of the 95 % interval of the difference of means, of runs that are not paired."""
     ours, theirs = (
         [x for x in map(measure, runs.values()) if np.isfinite(x)]
-        for runs in (pair.runs, pair.plain)
+        for runs in (comparison.runs, comparison.others)
     )
     if min(len(ours), len(theirs)) < 2:
         return None
@@ -199,7 +208,7 @@ def _welch(pair, measure):
     return (high - low) / 2
 
 
-def in_words(difference, digits=4):
+def difference_in_words(difference, digits=4):
     """A difference as the tables show it: the mean, and half of the paired interval."""
     if difference is None:
         return ""

@@ -1,4 +1,4 @@
-"""The study of whether GAAF helps: trains each row of the table below, and collects the results.
+"""The study of whether GAAF helps: trains the rows of study/rows.py, and collects the results.
 
     python -m study.experiments --data PATH                     # all rows, 200 epochs, 3 seeds
     python -m study.experiments --data PATH --epochs 20 --seeds 1 relu "shift -1" paper
@@ -18,9 +18,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from main import Settings
 from study.analysis import RESULTS, key_of, same_code
-from study.rows import ROWS
+from study.rows import PROTOCOL, ROWS
 from study.runs import Run, add, collect, result_of
+from training import Mistake
+from training.data import require_source
 from training.files import read_csv
 from training.settings import CHOICES
 
@@ -49,7 +52,8 @@ def is_done(run, lines):
 def train(runs, at_once, results=RESULTS):
     """Trains what is not done yet, some at a time; in the end raises RuntimeError if any failed.
 
-    After a change of the code some are trained anew, until one with GAAF has ended as before.
+    After a change of the code, runs are trained again until one with GAAF ends as before. Then the
+    other runs of that code count as done.
     """
     lines = read_csv(results)
     todo = [run for run in runs if not is_done(run, lines)]
@@ -100,8 +104,15 @@ def main():
         parser.error(f"ROW: allowed is one of {known}; received {', '.join(unknown)}")
     if min(given.epochs, given.seeds, given.at_once) < 1:
         parser.error("--epochs, --seeds, --at-once: allowed is 1 or more")
+    try:
+        data = require_source(given.data)
+    except Mistake as mistake:
+        parser.error(str(mistake))
+    if edited := [name for name, value in PROTOCOL.items() if getattr(Settings(), name) != value]:
+        allowed = "allowed for the study are the defaults that study/rows.py has"
+        parser.error(f"main.py: {allowed}; received others of {', '.join(edited)}")
     # All rows once, before any a second time.
-    how = given.epochs, given.data, given.precision
+    how = given.epochs, data, given.precision
     runs = [Run(row, seed, *how) for seed in range(given.seeds) for row in given.rows]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are to end as well
     try:

@@ -1,7 +1,25 @@
 """The rows of the study: what each one trains, what it is compared with, and what was predicted."""
 
-# Each row says what differs from the protocol: ResNet-20 v1, GAAF_relu with slope 1, Adam from
-# 1e-3 with the step schedule, batch size 128, no augmentation.
+# What main.py trains by default. Each row says what differs from it.
+PROTOCOL = {
+    "version": 1,
+    "depth": 20,
+    "activation": "GAAF_relu",
+    "shift": -1.0,
+    "slope": 1.0,
+    "frequency": 10_000.0,
+    "wave": "floor",
+    "shape": "auto",
+    "gain": "peak",
+    "data_augmentation": False,
+    "subtract_pixel_mean": True,
+    "validation": 0.0,
+    "batch_size": 128,
+    "optimizer": "adam",
+    "learning_rate": "auto",
+    "schedule": "step",
+    "weight_decay": 1e-4,
+}
 SHIFTS = (5, 4, 3, 2, 1, 0, -0.5, -1, -2, -3, -4)
 GAIN_1 = {"gain": 1.0}
 PAPER = {"slope": 5, "shift": 0.5, **GAIN_1}

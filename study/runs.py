@@ -128,7 +128,7 @@ def result_of(directory):
     makers = [{**stretch, "first_epoch": 1} for stretch in config["stretches"]]
     if any(maker != makers[0] for maker in makers):
         raise RuntimeError(
-            f"{directory}: its epochs were not all trained by the same code and setup"
+            f"{directory}: its epochs were not all trained by the same code and setup; remove it"
         )
     made_by = makers[0]
     settings, squares = config["settings"], finished["squares"]
@@ -146,7 +146,7 @@ def result_of(directory):
         "seconds": finished["seconds"],
         "data": Path(settings["data"]).stem,
         "device": made_by["device"],
-        "versions": in_words(made_by["versions"]),
+        "versions": versions_in_words(made_by["versions"]),
         "settings": json.dumps(finished["settings"]),
         "sources": digest_of(made_by["sources"]),
     }
@@ -154,15 +154,21 @@ def result_of(directory):
 
 def collect(folder, results=RESULTS):
     """Adds the finished runs in a folder to the results, if these lack them; returns how many."""
-    return add(map(result_of, sorted(path.parent for path in folder.rglob(FINISHED))), results)
+    lines = []
+    for path in sorted(folder.rglob(FINISHED)):
+        try:
+            lines.append(result_of(path.parent))
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            print(f"left out: {path.parent}: {type(error).__name__}: {error}")
+    return add(lines, results)
 
 
 def add(lines, results):
     """Adds lines to the results, if these lack them; returns how many."""
     with filelock.FileLock(f"{results}.lock"):  # another process may write them, too
         known = read_csv(results)
-        keys = set(map(key_of, known))
-        new = [line for line in lines if key_of(line) not in keys]
+        by_key = {key_of(line): line for line in reversed([*known, *lines])}  # the first one stays
+        new = [line for line in lines if by_key[key_of(line)] is line]
         write_csv(results, [*known, *new])
     return len(new)
 
@@ -182,7 +188,7 @@ def print_setup():
     """Prints what a training would run on now, as its line of the results would say."""
     from training import devices, report
 
-    print(json.dumps([devices.kind(), in_words(report.versions())]))
+    print(json.dumps([devices.kind(), versions_in_words(report.versions())]))
 
 
 @functools.cache
@@ -199,6 +205,6 @@ def setup():
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
-def in_words(versions):
+def versions_in_words(versions):
     """{name: version} as the results have it."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())

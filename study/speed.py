@@ -26,7 +26,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import main  # noqa: E402
-from study.runs import in_words  # noqa: E402
+from study.runs import versions_in_words  # noqa: E402
 from study.why import compiled  # noqa: E402
 from training import batches, devices, report, tensorflow_cpu  # noqa: E402
 from training.data import Data  # noqa: E402
@@ -35,7 +35,7 @@ from training.settings import CHOICES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "speed.csv"
 BATCH, LARGE_BATCH, ROUNDS = 128, 1024, 9
-FITTED = 50  # steps of a fit
+STEPS_OF_A_FIT = 50  # steps of a fit
 KERAS_OWN = "relu, Keras' own normalisation"
 # The settings of each row; and the row that it is measured against.
 ROWS = {
@@ -98,7 +98,7 @@ def figures(names, precision):
             yield from ratios("training step" + at, names, in_turn(steps, calls=4), size)
         else:
             fits = {name: _fit_of(net, size) for name, net in networks.items()}
-            yield from ratios("training step" + at, names, in_turn(fits, 1), size * FITTED)
+            yield from ratios("training step" + at, names, in_turn(fits, 1), size * STEPS_OF_A_FIT)
         tests = {name: partial(net.predict_on_batch, x) for name, net in networks.items()}
         yield from ratios("inference" + at, names, in_turn(tests, calls=8), size)
     weighed = [x for x in ("elu", "GAAF_relu", "GAAF_relu, limit wave") if x in names]
@@ -114,8 +114,8 @@ def _fit_of(network, size):
 
     A GPU begins a step before Python has seen the last one end: a step alone would take longer.
     """
-    fed = batches.feed(main.Settings(batch_size=size), noise(FITTED * size))["x"]
-    return partial(network.fit, fed, steps_per_epoch=FITTED, shuffle=False, verbose=0)
+    fed = batches.feed(main.Settings(batch_size=size), noise(STEPS_OF_A_FIT * size))["x"]
+    return partial(network.fit, fed, steps_per_epoch=STEPS_OF_A_FIT, shuffle=False, verbose=0)
 
 
 def ratios(what, names, seconds, images):
@@ -168,7 +168,7 @@ def where():
     if devices.kind() != "CPU":
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         device = subprocess.check_output(asked, text=True).splitlines()[0]
-    return {"device": device, "versions": in_words(report.versions())}
+    return {"device": device, "versions": versions_in_words(report.versions())}
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_the_picture_of_the_study_shows_its_results(drawn):
     found = make.study()
     names = [label.get_text() for label in left.get_yticklabels()]
     shown = [name for name in names if not name.endswith(":")]
-    several = [row for row, x in found.items() if len(x.runs) > 1 and x.plain]
+    several = [row for row, x in found.items() if len(x.runs) > 1 and x.others]
     assert sorted(shown) == sorted(several)
     for axes, measure in ((left, pictures.accuracy), (right, pictures.loss)):
         differences = pictures.differences(found, measure)

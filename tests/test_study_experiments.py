@@ -1,5 +1,8 @@
 """The study: each run is trained once, by main.py, and lands in the results."""
 
+import dataclasses
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +35,21 @@ def test_every_row_has_settings_that_main_takes(tmp_path):
         assert rows.plain_row(row) in rows.ROWS
     assert set(make.EARLIER) < set(rows.ROWS)
     assert {row for pair in rows.PREDICTIONS for row in pair} < set(rows.ROWS)
+
+
+def test_the_protocol_is_what_main_trains_by_default(monkeypatch, capsys):
+    """Else a row would train something else, under the name that it has in the results."""
+    free = {"data", "epochs", "seed", "precision", "gradient_histograms"}
+    free |= {"output_dir", "overwrite", "ignore_changes"}
+    defaults = dataclasses.asdict(main.Settings())
+    assert {k: v for k, v in defaults.items() if k not in free} == rows.PROTOCOL
+
+    edited = functools.partial(main.Settings, batch_size=64)
+    monkeypatch.setattr(experiments, "Settings", edited)
+    monkeypatch.setattr(sys, "argv", ["experiments", "--data", "digits", "relu"])
+    with pytest.raises(SystemExit) as end:
+        experiments.main()
+    assert end.value.code == 2 and "received others of batch_size" in capsys.readouterr().err
 
 
 def test_the_plain_row_is_of_the_same_network():
@@ -71,13 +89,16 @@ def test_runs_are_trained_once_and_collected(npz, tmp_path, monkeypatch, capsys)
         assert float(line["penalty"]) == pytest.approx(penalty, rel=1e-4)
 
     # Another machine needs three small files of each run, to collect the same lines.
-    for run in runs:
-        there = tmp_path / "brought" / run.directory.name
+    for run, copy in itertools.product(runs, ("brought", "brought/again")):
+        there = tmp_path / copy / run.directory.name
         there.mkdir(parents=True)
         for name in ("run.json", "config.json", "history.csv"):
             shutil.copy(run.directory / name, there / name)
+    (tmp_path / "brought" / "broken").mkdir()
+    (tmp_path / "brought" / "broken" / "run.json").write_text("{}")
     collected = tmp_path / "collected.csv"
     assert study_runs.collect(tmp_path / "brought", collected) == 2
+    assert f"left out: {tmp_path / 'brought' / 'broken'}: " in capsys.readouterr().out
     assert study_runs.collect(tmp_path / "brought", collected) == 0  # they are there
     assert sorted(map(str, read_csv(collected))) == sorted(map(str, lines))
 
@@ -154,14 +175,14 @@ def test_what_is_not_known_yet_is_left_out():
     lacking = {seed: {**line, "test_accuracy": ""} for seed, line in plain.items()}
     some = runs(0.6, 0.7) | {"2": lacking["2"]}
     rows = {
-        "lacking": analysis.Row(20, (), lacking, plain),
-        "some": analysis.Row(20, (), some, plain),
-        "same": analysis.Row(20, (), plain, plain),
+        "lacking": analysis.Comparison(lacking, plain),
+        "some": analysis.Comparison(some, plain),
+        "same": analysis.Comparison(plain, plain),
     }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"some", "same"}
     assert found["some"].mean == pytest.approx(0.15) and np.isfinite(found["some"].p)
-    assert analysis.in_words(found["same"]) == "+0.0000 ± 0.0000"
+    assert analysis.difference_in_words(found["same"]) == "+0.0000 ± 0.0000"
     assert found["same"].p is None  # there is no t-test of them
 
 
@@ -173,18 +194,37 @@ def test_runs_on_other_data_or_of_other_code_are_not_mixed_in(tmp_path, monkeypa
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
     found = analysis.study()
-    assert {row: pair.epochs for row, pair in found.items()} == {"relu": 20, "paper": 20}
-    assert set(found["paper"].runs) == {"0", "2"}
+    assert made_in(found["relu"].runs) == {("f", "0"), ("f", "1")}
+    assert made_in(found["paper"].runs) == {("f", "0"), ("f", "2")}  # "other code" has no relu
     assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
 
-    # The latest code counts, and with it what makes the same; the other stays with its relu.
-    lines += [("relu", 5, 20, "a", 0.5, "new"), ("shift 0", 0, 20, "a", 0.4, "f")]
-    lines += [("relu", 6, 20, "a", 0.5, "new")]
+    # What makes the same counts as the latest code; another code stays with its relu.
+    lines += [("relu", 0, 20, "a", 0.9, "new"), ("shift 0", 0, 20, "a", 0.4, "f")]
+    lines += [("shift 0", 0, 20, "a", 0.8, "new")]
     lines += [("shift 1", 0, 20, "a", 0.5, code) for code in ("new", "newer")]
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     found = analysis.study()
-    assert set(found["relu"].runs) == {"5", "6"} and found["relu"].made_by[0] == "newer"
-    assert set(found["shift 0"].runs) == {"0"} and set(found["shift 0"].plain) == {"0", "1"}
+    assert made_in(found["shift 0"].runs) == {("f", "0"), ("newer", "0")}
+    assert made_in(found["shift 0"].others) == {("f", "0"), ("f", "1"), ("newer", "0")}
+    found = analysis.differences(found, analysis.accuracy)
+    assert found["shift 0"].mean == pytest.approx(-0.1)  # 0.4 − 0.5, and 0.8 − 0.9
+
+
+def made_in(runs):
+    """{(sources, seed)} of runs."""
+    return {(group[1], seed) for group, seed in runs}
+
+
+def test_of_a_row_with_other_settings_only_the_latest_runs_count(tmp_path, monkeypatch):
+    shared = {"epochs": 20, "data": "a", "sources": "f"}
+    lines = [{"row": "relu", "seed": s, "test_accuracy": 0.5, "settings": "{}"} for s in (0, 1)]
+    for seed, decay, accuracy in ((0, 3e-4, 0.9), (1, 3e-4, 0.9), (0, 2.4e-4, 0.6)):
+        line = {"row": "weight decay matched", "seed": seed, "test_accuracy": accuracy}
+        lines.append(line | {"settings": json.dumps({"weight_decay": decay})})
+    write_csv(tmp_path / "results.csv", [line | shared for line in lines])
+    monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
+    found = analysis.study()["weight decay matched"]
+    assert [line["test_accuracy"] for line in found.runs.values()] == ["0.6"]
 
 
 def test_runs_of_other_devices_or_versions_are_not_compared(tmp_path, monkeypatch):
@@ -196,14 +236,12 @@ def test_runs_of_other_devices_or_versions_are_not_compared(tmp_path, monkeypatc
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
     found = analysis.study()
-    assert {row: x.made_by[1:] for row, x in found.items()} == {
-        "relu": ("GPU", "v 1", "float32"),  # with the most runs
-        "paper": ("GPU", "v 1", "float32"),
-        "shift 0": ("CPU", "v 1", "float32"),
-    }
+    setups = {row: {group[2:4] for group, _ in x.runs} for row, x in found.items()}
+    gpu, cpu = ("GPU", "v 1"), ("CPU", "v 1")
+    assert setups == {"relu": {gpu, cpu}, "paper": {gpu, cpu}, "shift 0": {cpu}}
     differences = analysis.differences(found, analysis.accuracy)
     assert {row: pytest.approx(x[0]) for row, x in differences.items()} == {
-        "paper": 0.1,
+        "paper": 0.2 / 3,  # two of 0.1 and one of 0
         "shift 0": 0,
     }
 
@@ -264,10 +302,16 @@ def test_float32_ties_codes_in_half_precision_too_unless_that_belies_it():
     assert same["a", "float32"] == "b" and same["a", "mixed_bfloat16"] == "a"
 
 
-def test_a_code_is_not_that_of_others_if_one_of_them_belies_it():
-    lines = made("a", s0="0.5", s1="0.51") + made("b", s0="0.5", s3="0.53")
-    lines += made("c", s3="0.53", s1="0.999")
-    assert same_float32(lines) == {"a": "b", "b": "b", "c": "c"}
+@pytest.mark.parametrize("order", ["abc", "acb", "cab", "bca"])
+def test_codes_that_belie_each_other_never_count_as_one(order):
+    """b makes the same as a, and as c."""
+    lines = {
+        "a": made("a", s0="0.5", s1="0.51"),
+        "b": made("b", s0="0.5", s3="0.53"),
+        "c": made("c", s3="0.53", s1="0.999"),
+    }
+    same = same_float32([line for code in order for line in lines[code]])
+    assert same["a"] != same["c"] and same["b"] in (same["a"], same["c"])
 
 
 def test_a_row_whose_settings_have_changed_is_not_done(tmp_path, monkeypatch):
@@ -280,9 +324,9 @@ def test_a_row_whose_settings_have_changed_is_not_done(tmp_path, monkeypatch):
 
 
 def test_equal_differences_are_equal_though_floats_are_not():
-    pair = analysis.Row(20, (), runs(0.81, 0.82), runs(0.8, 0.81))
+    pair = analysis.Comparison(runs(0.81, 0.82), runs(0.8, 0.81))
     found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
-    assert analysis.in_words(found) == "+0.0100 ± 0.0000"
+    assert analysis.difference_in_words(found) == "+0.0100 ± 0.0000"
 
 
 def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatch):
@@ -353,10 +397,8 @@ def test_runs_of_another_precision_are_others(tmp_path, monkeypatch):
     write_csv(tmp_path / "results.csv", [dict(zip(columns, x, strict=True)) for x in lines])
     monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
     found = analysis.study()
-    assert {row: x.made_by[-1] for row, x in found.items()} == {
-        "relu": "float32",  # with the most runs
-        "paper": "mixed_bfloat16",
-    }
+    precisions = {row: {group[-1] for group, _ in x.runs} for row, x in found.items()}
+    assert precisions == {"relu": {"float32", "mixed_bfloat16"}, "paper": {"mixed_bfloat16"}}
     assert analysis.differences(found, analysis.accuracy)["paper"][0] == pytest.approx(0.1)
     done = [line | {"device": None, "versions": None} for line in read_csv(analysis.RESULTS)]
     runs = run, run._replace(seed=1), run._replace(seed=1, precision="float32")
@@ -380,27 +422,27 @@ def runs(*accuracies):
 def test_differences_are_paired_by_seed():
     plain = runs(0.80, 0.80, 0.80)
     rows = {
-        "plain": analysis.Row(20, (), plain, {}),
-        "three": analysis.Row(20, (), runs(0.81, 0.82, 0.83), plain),
+        "plain": analysis.Comparison(plain, {}),
+        "three": analysis.Comparison(runs(0.81, 0.82, 0.83), plain),
     }
     rows |= {
-        "one": analysis.Row(20, (), runs(0.81), plain),
-        "alone": analysis.Row(20, (), runs(0.81), {}),
+        "one": analysis.Comparison(runs(0.81), plain),
+        "alone": analysis.Comparison(runs(0.81), {}),
     }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"three", "one"}
-    assert analysis.in_words(found["three"]) == "+0.0200 ± 0.0248"
-    assert analysis.in_words(found["three"], digits=3) == "+0.020 ± 0.025"
+    assert analysis.difference_in_words(found["three"]) == "+0.0200 ± 0.0248"
+    assert analysis.difference_in_words(found["three"], digits=3) == "+0.020 ± 0.025"
     assert analysis.p_in_words(found["three"].p) == "0.074"
-    assert analysis.in_words(found["one"]) == "+0.0100"
+    assert analysis.difference_in_words(found["one"]) == "+0.0100"
     assert analysis.p_in_words(0.0002) == "< 0.001"
-    assert analysis.in_words(found.get("alone")) == analysis.p_in_words(None) == ""
+    assert analysis.difference_in_words(found.get("alone")) == analysis.p_in_words(None) == ""
 
 
 def test_the_unpaired_interval_is_that_of_welch():
     """By its formula: t of the Welch-Satterthwaite degrees of freedom, times the standard error."""
     ours, theirs = [0.61, 0.64, 0.66], [0.60, 0.61, 0.63, 0.64]
-    pair = analysis.Row(20, (), runs(*ours), runs(*theirs))
+    pair = analysis.Comparison(runs(*ours), runs(*theirs))
     found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
     a, b = np.var(ours, ddof=1) / 3, np.var(theirs, ddof=1) / 4
     freedom = (a + b) ** 2 / (a**2 / 2 + b**2 / 3)
@@ -414,12 +456,12 @@ def test_the_unpaired_interval_is_that_of_welch():
 def test_equivalence_is_shown_where_the_90_percent_interval_is_within_the_margin(shift, shown):
     values = shift + 0.002 * np.array([-1, 1, -0.5, 0.5, 0, 0, -1, 1])
     plain = runs(*[0.7] * 8)
-    pair = analysis.Row(20, (), runs(*(0.7 + values)), plain)
+    pair = analysis.Comparison(runs(*(0.7 + values)), plain)
     found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
     half = scipy.special.stdtrit(7, 0.95) * values.std(ddof=1) / np.sqrt(8)
     assert (abs(values.mean()) + half < analysis.MARGIN) == shown  # what the test is to say
     assert (found.equivalence < 0.05) == shown
-    few = analysis.Row(20, (), dict(list(pair.runs.items())[:7]), plain)
+    few = analysis.Comparison(dict(list(pair.runs.items())[:7]), plain)
     assert analysis.differences({"row": few}, analysis.accuracy)["row"].equivalence is None
 
 
@@ -438,9 +480,9 @@ def test_a_row_is_compared_with_the_one_that_a_contrast_names(tmp_path, monkeypa
 def test_p_is_corrected_for_the_number_of_rows():
     """By Holm: the smallest of three counts three times, the next twice, and none less than it."""
     plain = runs(0.5, 0.5, 0.5, 0.5)
-    rows = {"little": analysis.Row(20, (), runs(0.49, 0.52, 0.48, 0.53), plain)}
-    rows |= {"much": analysis.Row(20, (), runs(0.60, 0.61, 0.62, 0.63), plain)}
-    rows |= {"some": analysis.Row(20, (), runs(0.5, 0.51, 0.52, 0.53), plain)}
+    rows = {"little": analysis.Comparison(runs(0.49, 0.52, 0.48, 0.53), plain)}
+    rows |= {"much": analysis.Comparison(runs(0.60, 0.61, 0.62, 0.63), plain)}
+    rows |= {"some": analysis.Comparison(runs(0.5, 0.51, 0.52, 0.53), plain)}
     alone = {
         row: analysis.differences({row: pair}, analysis.accuracy)[row].p
         for row, pair in rows.items()

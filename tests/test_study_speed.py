@@ -22,7 +22,7 @@ def test_only_what_is_measured_anew_is_replaced():
 
 def test_on_a_gpu_many_steps_are_timed_as_fit_takes_them(monkeypatch):
     monkeypatch.setattr(speed.devices, "kind", lambda: "GPU")
-    for name, value in {"BATCH": 2, "LARGE_BATCH": 4, "ROUNDS": 1, "FITTED": 3}.items():
+    for name, value in {"BATCH": 2, "LARGE_BATCH": 4, "ROUNDS": 1, "STEPS_OF_A_FIT": 3}.items():
         monkeypatch.setattr(speed, name, value)
     steps = []
 
