@@ -29,14 +29,14 @@ class Settings:
     slope: float = 1.0  # steepness of that sigmoid
     frequency: float = 10_000.0  # K, periods of the sawtooth per unit of x
     wave: str = "floor"  # floor; round: slope alternates; none: values of φ, only gradients change
-    shape: str = "auto"  # auto (relu: sigmoid, tanh: gaussian), none, bsilu, nelu, leaky
-    gain: float | str = "peak"  # factor of gradients; peak: largest slope becomes 1; paper: 1
+    shape: str = "auto"  # auto (relu: sigmoid, tanh: gaussian), none (s = 1), bsilu, nelu, leaky
+    gain: float | str = "peak"  # factor of gradients, in the paper 1; peak: none is above 1
 
     # The data.
     data: str = "cifar10"  # cifar10, cifar100, digits, or the path of an .npz or official .tar.gz
     data_augmentation: bool = False  # random flips, and shifts of up to 10 %
     subtract_pixel_mean: bool = True  # subtract the mean training image
-    validation: float = 0.0  # share of the training images that stands in for test images
+    validation: float = 0.0  # share of the training images to test on during the training
 
     # The training.
     batch_size: int = 128  # images per step
@@ -44,13 +44,13 @@ class Settings:
     optimizer: str = "adam"  # adam, adamw, or sgd (Nesterov momentum 0.9)
     learning_rate: float | str = "auto"  # first learning rate; auto: 0.1 for sgd, else 1e-3
     schedule: str = "step"  # step (down at 40, 60, 80 and 90 % of the epochs), cosine, constant
-    weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: decoupled, as strong as plain SGD's
+    weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: of the weights, as strong as in SGD
     precision: str = "float32"  # float32, mixed_bfloat16 or mixed_float16
     seed: int = 0  # for initial weights, order and augmentation
     gradient_histograms: bool = False  # write each activation's gradient into the TensorBoard logs
     output_dir: str = "auto"  # where the results go; auto: runs/<name made from the settings>
     overwrite: bool = False  # replace the run in that directory instead of going on with it
-    ignore_changes: bool = False  # go on although code, optimizer or data have changed
+    ignore_changes: bool = False  # go on even if code, optimizer or data have changed
 
 
 def train(
@@ -61,26 +61,26 @@ def train(
     A run with these settings that has been stopped goes on after its last whole epoch.
 
     Args:
-        settings: `Settings`; `Settings(depth=56, activation="relu")` changes what it names.
-        callbacks: Keras callbacks, called before an epoch is saved. Default: none.
+        settings: `Settings`; in `Settings(depth=56, activation="relu")` the others are defaults.
+        callbacks: `keras.callbacks.Callback`s, called before an epoch is saved. Default: none.
 
     Returns:
         `keras.callbacks.History`, of the epochs trained now.
 
     Raises:
         training.Mistake: a ValueError; if a setting or the data is wrong, or another process trains
-            in the directory. Nothing has been written then.
+            in the directory. Then nothing has been written.
         training.console.NotFinite: if the loss becomes NaN or infinite.
         training.console.Interrupted: after Ctrl-C or SIGTERM.
         training.files.CannotWrite: an OSError; if a file cannot be written.
     """
-    settings = check(settings)
+    settings, callbacks = check(settings), list(callbacks or ())
     require_same_run(settings)
     console.start_keras()
     import keras
 
     from training import devices
-    from training.callbacks import require_compatible
+    from training.callback_states import require_compatible
     from training.data import hold_out, load
     from training.model import build, optimizer, require_buildable
     from training.run import Run
@@ -99,7 +99,7 @@ def train(
             metrics=["accuracy"],
             jit_compile=devices.jit_compile(),
         )
-        run.begin(model)
+        run.begin(model, callbacks)
         history = model.fit(epochs=settings.epochs, **run.fit_arguments(callbacks))
         run.report()
     return history

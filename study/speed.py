@@ -42,12 +42,12 @@ ROWS = {
     "relu": ({"activation": "relu"}, "relu"),
     "GAAF_relu": ({"gain": 1.0}, "relu"),
     "GAAF_relu, gain peak": ({"gain": "peak"}, "relu"),
-    "GAAF_relu, limit wave": ({"wave": "none", "gain": 1.0}, "relu"),
+    "GAAF_relu, wave none": ({"wave": "none", "gain": 1.0}, "relu"),
     "elu": ({"activation": "elu"}, "relu"),
     KERAS_OWN: ({"activation": "relu"}, "relu"),
     "tanh": ({"activation": "tanh"}, "tanh"),
     "GAAF_tanh": ({"activation": "GAAF_tanh", "gain": 1.0}, "tanh"),
-    "GAAF_tanh, limit wave": ({"activation": "GAAF_tanh", "wave": "none", "gain": 1.0}, "tanh"),
+    "GAAF_tanh, wave none": ({"activation": "GAAF_tanh", "wave": "none", "gain": 1.0}, "tanh"),
 }
 
 
@@ -101,7 +101,7 @@ def figures(names, precision):
             yield from ratios("training step" + at, names, in_turn(fits, 1), size * STEPS_OF_A_FIT)
         tests = {name: partial(net.predict_on_batch, x) for name, net in networks.items()}
         yield from ratios("inference" + at, names, in_turn(tests, calls=8), size)
-    weighed = [x for x in ("elu", "GAAF_relu", "GAAF_relu, limit wave") if x in names]
+    weighed = [x for x in ("elu", "GAAF_relu", "GAAF_relu, wave none") if x in names]
     if on_cpu and weighed:
         plain = memory("relu", precision)
         for name in weighed:

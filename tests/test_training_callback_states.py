@@ -1,8 +1,12 @@
 """A run in parts ends as the whole one does, whatever callbacks it has."""
 
 import collections
+import contextlib
+import enum
 import itertools
+import json
 import signal
+from pathlib import Path, PurePosixPath
 
 import keras
 import numpy as np
@@ -12,7 +16,7 @@ from keras import callbacks, layers
 
 import gaaf
 import main
-from training import console, model
+from training import callback_states, console, model
 
 BACKEND = keras.backend.backend()
 
@@ -230,6 +234,98 @@ def test_what_cannot_be_kept_is_named_when_the_run_begins(small, capsys):
     line += "generator, counts, best; allowed"
     assert line in said and said.index(line) < said.index("Epoch 1/2")
     assert "epochs" not in said.split(line)[1].split("\n")[0] and "function" not in said
+
+
+class BecomesUnkeepable(callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.mean = {}, None
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen["epochs"] = {epoch}
+        self.mean = keras.metrics.Mean()  # which can be called, but is no function
+
+
+def test_what_cannot_be_kept_any_more_is_named_once(small, capsys):
+    main.train(small("run"), [BecomesUnkeepable()])
+    line = "Callback BecomesUnkeepable: a run that goes on cannot give back what is in seen, mean; "
+    assert capsys.readouterr().out.count(line) == 1
+
+
+def test_values_come_back_as_what_they_were():
+    tensor = keras.ops.convert_to_tensor([1.5, 2.5])
+    values = [None, True, 2, 0.1, "a", [1, (2,)], {3: {"b": []}}, Path("a") / "b", keras.ops.max]
+    values += [np.float64(0.1), np.float32(0.1), np.arange(3), np.array("text"), tensor]
+    arrays = {}
+    plain = json.loads(json.dumps([callback_states._plain(value, arrays) for value in values]))
+    for value, kept in zip(values, plain, strict=True):
+        back = callback_states._restored(kept, arrays)
+        assert type(back) is type(value)
+        assert np.all(np.asarray(back == value))
+
+
+endless = {}
+endless["itself"] = endless
+UNKEEPABLE = {
+    "an object": object(),
+    "a set": {1},
+    "a counter": collections.Counter("a"),
+    "a word of an enumeration": enum.StrEnum("Mode", ["A"]).A,
+    "a masked array": np.ma.masked_array([1.0], [True]),
+    "an array of objects": np.array([None]),
+    "a path of no file system": PurePosixPath("a"),
+    "a variable": keras.Variable(0.0),
+    "a tensor that NumPy has no type for": keras.ops.cast([1.0], "bfloat16"),
+    "a dictionary in itself": endless,
+}
+
+
+@pytest.mark.parametrize("what", UNKEEPABLE)
+def test_what_would_come_back_as_something_else_is_not_kept(what):
+    callback = Mine()
+    callback.state = UNKEEPABLE[what]
+    if what.startswith("a tensor") and BACKEND == "torch":
+        pytest.skip("there it is kept in float32")
+    state = callback_states.CallbackStates([callback])
+    assert "state" not in state.before[0][0]
+    assert callback_states._names_without_copy(callback) == ["state"]
+
+
+class SetsUpFromTheModel(callbacks.Callback):
+    """What it takes from the model in the beginning decides all epochs."""
+
+    def on_train_begin(self, logs=None):
+        self.base = float(self.model.optimizer.learning_rate)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = self.base * 0.5 ** (epoch + 1)
+        logs["epoch"] = 77.0  # must not replace that of the history
+
+
+def test_what_a_callback_takes_from_the_model_in_the_beginning_is_kept(small, tmp_path):
+    main.train(small("whole"), [SetsUpFromTheModel()])
+    with pytest.raises(console.Interrupted):
+        main.train(small("parts"), [SetsUpFromTheModel(), Stop(3)])
+    main.train(small("parts"), [SetsUpFromTheModel(), Stop()])
+    require_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_object_that_trains_again_loses_nothing_for_the_next_one(small, tmp_path):
+    """As in a notebook whose cell is run again, and whose kernel is restarted later."""
+
+    def mine():
+        return callbacks.ModelCheckpoint(
+            str(tmp_path / "best.keras"), monitor="loss", mode="max", save_best_only=True
+        )
+
+    main.train(small("whole"), [mine()])
+    best = arrays_of(tmp_path / "best.keras")
+    again = mine()
+    for callback, stop in ((again, 2), (again, 4), (mine(), None)):
+        with contextlib.suppress(console.Interrupted):
+            main.train(small("parts"), [callback, Stop(stop)])
+    for x, y in zip(best, arrays_of(tmp_path / "best.keras"), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_other_callbacks_begin_anew(small, capsys):

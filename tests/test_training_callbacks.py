@@ -9,7 +9,7 @@ import pytest
 from backends import once
 
 import main
-from training import Mistake, callbacks
+from training import Mistake, callback_states, callbacks
 from training.console import Interrupted, NotFinite
 from training.tensorboard import TensorBoard
 
@@ -109,14 +109,14 @@ def test_the_time_that_is_left_is_that_of_the_whole_run(monkeypatch, capsys):
 def test_a_plateau_is_no_schedule_beside_another(schedule):
     plateau = [keras.callbacks.ReduceLROnPlateau()]
     settings = main.Settings(schedule=schedule)
-    callbacks.require_compatible(settings, [keras.callbacks.EarlyStopping()])
+    callback_states.require_compatible(settings, [keras.callbacks.EarlyStopping()])
     if schedule == "constant":
-        callbacks.require_compatible(settings, plateau)
+        callback_states.require_compatible(settings, plateau)
     else:
         with pytest.raises(
             Mistake, match=r"^schedule: allowed with ReduceLROnPlateau is 'constant'"
         ):
-            callbacks.require_compatible(settings, plateau)
+            callback_states.require_compatible(settings, plateau)
 
 
 def events(folder):
@@ -172,4 +172,4 @@ def test_gradient_histograms_are_those_of_the_activations(npz, tmp_path):
 
 def test_what_a_run_would_undo_is_refused():
     with pytest.raises(Mistake, match=r"^callbacks: allowed are all but BackupAndRestore, "):
-        callbacks.require_compatible(main.Settings(), [keras.callbacks.BackupAndRestore("x")])
+        callback_states.require_compatible(main.Settings(), [keras.callbacks.BackupAndRestore("x")])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from training.checkpoints import Checkpoints, best_of
+from training.files import UNFINISHED
 
 
 def small_model():
@@ -128,8 +129,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_unfinished_is_cleared_away(tmp_path):
-    (tmp_path / "checkpoints" / ".unfinished").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".unfinished" / "0001.keras").write_bytes(b"half")
+    (tmp_path / "checkpoints" / UNFINISHED).mkdir(parents=True)
+    (tmp_path / "checkpoints" / UNFINISHED / "0001.keras").write_bytes(b"half")
     save_epochs(tmp_path, [0.1])
     assert names(tmp_path) == ["0001.keras"]
 
@@ -152,6 +153,8 @@ def test_the_latest_is_that_of_the_highest_epoch(tmp_path):
 def test_files_of_somebody_else_are_left(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "mine.keras").write_text("mine")
+    (tmp_path / "checkpoints" / "7.keras").write_text("mine")
     _, rows = save_epochs(tmp_path, [0.1, 0.2, 0.3])
+    assert (tmp_path / "checkpoints" / "7.keras").read_text() == "mine"
     assert Checkpoints(tmp_path).history() == rows
     assert (tmp_path / "checkpoints" / "mine.keras").read_text() == "mine"

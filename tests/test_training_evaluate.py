@@ -1,5 +1,6 @@
 """`--evaluate`: the saved model of a run, or any other, on images to test it on."""
 
+import json
 import re
 
 import keras
@@ -44,8 +45,16 @@ def test_evaluate_refuses_damaged_and_foreign_files(run, tmp_path, capsys, count
         message = stops_with(2, arguments, capsys)
         assert f"{name}.keras" in message and "--evaluate: allowed is a model" in message
         count("bad inputs refused")
+    for config in ({"depth": 1, "epochs": 1, "batch_size": 1, "activation": "", "data": 5}, None):
+        (directory / "config.json").write_text(json.dumps({"settings": config}))
+        assert "give --data" in stops_with(2, ["--evaluate", str(directory)], capsys)
     (directory / "config.json").unlink()
     assert "give --data" in stops_with(2, ["--evaluate", str(directory)], capsys)
+    with pytest.raises(SystemExit) as end:
+        main.main(["--evaluate", str(directory), "--depth=56", "--overwrite"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.endswith("--evaluate: allowed beside it is --data; received depth, overwrite\n")
 
 
 def test_an_error_without_words_is_told_by_its_kind(run, monkeypatch, capsys):

@@ -65,9 +65,14 @@ def test_remove_run_leaves_other_files(tmp_path):
     for name in files.FILES:
         (tmp_path / name).write_text("x")
     mine = ["notes.txt", "checkpoints/step_100000.pt", "checkpoints/best.keras"]
-    mine += ["tensorboard/mine/events.1"]
-    theirs = ["checkpoints/0001.keras", "checkpoints/0123.keras", "tensorboard/events.out.1"]
-    theirs += ["tensorboard/gradients/epoch0001.out", ".unfinished/0002.keras"]
+    mine += ["checkpoints/7.keras", "checkpoints/0001-mine-2.keras", "checkpoints/2024-01.keras"]
+    mine += ["tensorboard/mine/events.1", "tensorboard/events_of_my_run.txt"]
+    mine += ["tensorboard/gradients/epoch1_notes.txt", ".unfinished/thesis.txt"]
+    mine += ["tensorboard/events.out.tfevents.old/a_folder.txt"]
+    theirs = ["checkpoints/0001.keras", "checkpoints/12345.keras"]
+    theirs += ["tensorboard/events.out.tfevents.1795880806.vm"]
+    theirs += ["tensorboard/gradients/epoch0001.out.tfevents.1795880806.vm"]
+    theirs += [f"{files.UNFINISHED}/0002.keras", f"checkpoints/{files.UNFINISHED}/0003.keras"]
     for name in (*mine, *theirs):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -75,8 +80,8 @@ def test_remove_run_leaves_other_files(tmp_path):
     files.remove_run(tmp_path)  # where there is none
     left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(map(Path.as_posix, left)) == sorted(mine)
-    assert not (tmp_path / ".unfinished").exists()
-    assert not (tmp_path / "tensorboard" / "gradients").exists()
+    assert not (tmp_path / files.UNFINISHED).exists()
+    assert not (tmp_path / "checkpoints" / files.UNFINISHED).exists()
 
 
 def test_of_a_run_that_is_half_removed_config_json_is_left(tmp_path, monkeypatch):

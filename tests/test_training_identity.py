@@ -167,6 +167,8 @@ def test_settings_of_ones_own(tmp_path, monkeypatch):
     # An edit of that script is noticed, and that it is no longer there does no harm.
     (tmp_path / "house" / "mine.py").write_text(MINE + "# a comment\n")
     assert identity.sources_of(mine) == sources
+    (tmp_path / "house" / "mine.py").write_text(MINE.replace("depth: int = 8", "depth: int = 20"))
+    assert identity.sources_of(mine) == sources
     (tmp_path / "house" / "mine.py").write_text(MINE + "x = 1\n")
     edited = identity.sources_of(mine)
     assert {name for name in edited if edited[name] != sources[name]} == {"house/mine.py"}

@@ -12,6 +12,8 @@ import pytest
 from processes import ROOT
 from trainings import assert_same_run, flags
 
+from training import files
+
 pytestmark = pytest.mark.slow
 KILLS = 30
 
@@ -36,7 +38,7 @@ def kill(process, directory, rng, while_writing):
     began, history = time.time(), directory / "history.csv"
     wait_for(lambda: history.exists() and history.stat().st_mtime > began, process)
     time.sleep(rng.uniform(0, 0.5))
-    unfinished = directory / "checkpoints" / ".unfinished"
+    unfinished = directory / "checkpoints" / files.UNFINISHED
     if while_writing:
         wait_for(unfinished.exists, process)
         time.sleep(rng.uniform(0, 0.02))

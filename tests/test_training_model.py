@@ -121,7 +121,14 @@ def test_every_name_that_is_allowed_can_be_trained_with():
     [
         ({"depth": 21}, "depth: .*, nearest 20 and 26; received 21"),
         ({"depth": 32, "version": 2}, "depth: .* 9n"),
-        ({"activation": "GAAF_elu"}, "shape: .*'gaussian'"),
+        (
+            {"activation": "GAAF_elu"},
+            "shape: allowed with activation GAAF_elu is one of sigmoid, gaussian, none; received",
+        ),
+        (
+            {"activation": "GAAF_tanh", "shape": "bsilu"},
+            "shape: allowed .* is one of auto, sigmoid, gaussian, none; received 'bsilu'",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_told_before_any_data_is_read(settings, words):

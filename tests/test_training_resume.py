@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -16,7 +18,8 @@ from backends import once
 from trainings import assert_same_run, contents, flags, stops_with
 
 import main
-from training import callbacks, files, identity, model, report
+from training import Mistake, callbacks, files, identity, model, report
+from training.settings import parse
 
 
 def at_step(monkeypatch, epoch, step, action):
@@ -57,7 +60,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
         message = stops_with(128 + number, command("stopped"), capsys)
     assert f"stopped by {number.name}; the state after epoch {epoch - 1} is in" in message
     assert "to go on, run the same command again" in message
-    assert not (tmp_path / "stopped" / ".unfinished").exists()
+    assert not (tmp_path / "stopped" / files.UNFINISHED).exists()
     main.main(command("stopped"))
     assert f"Going on after epoch {epoch - 1} of 3" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -300,6 +303,53 @@ def test_a_run_stopped_between_its_files_gets_them(run):
     assert (directory / "curves.png").exists()
 
 
+@pytest.mark.parametrize("damage", ["a bit", "gone"])
+def test_a_damaged_checkpoint_never_replaces_the_best_model(damage, run, capsys):
+    directory, arguments = run
+    rows = files.read_history(directory / "history.csv")
+    first_is_best = [rows[0] | {"val_accuracy": 1.0}, rows[1]]
+    path = directory / "checkpoints" / "0002.keras"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            text = json.dumps([{**row, "epoch": int(row["epoch"])} for row in first_is_best])
+            archive.writestr(name, text if name == "history.json" else content)
+    best = (directory / "best.keras").read_bytes()
+    first = directory / "checkpoints" / "0001.keras"
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1
+    first.write_bytes(content)
+    if damage == "gone":
+        first.unlink()
+    main.main(arguments)
+    assert f"Warning: {first} is damaged or gone, and is not used" in capsys.readouterr().out
+    assert (directory / "best.keras").read_bytes() == best
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_by_itself(run, capsys):
+    directory, arguments = run
+    shutil.rmtree(directory / "checkpoints")
+    before = contents(directory)
+    message = stops_with(2, arguments, capsys)
+    assert "holds a run without a checkpoint that can be read; choose another" in message
+    assert contents(directory) == before
+    main.main([*arguments, "--overwrite", "--epochs=1"])
+
+
+def test_a_callback_that_cannot_train_costs_no_run(run):
+    directory, arguments = run
+    before = contents(directory)
+    settings, _ = parse(main.Settings, "", [*arguments, "--overwrite"])
+    for callback, allowed in (
+        (keras.callbacks.EarlyStopping, "are objects of keras.callbacks.Callback; received <class"),
+        (keras.callbacks.SwapEMAWeights(), "with SwapEMAWeights is an optimizer with use_ema=True"),
+    ):
+        with pytest.raises(Mistake, match=f"^callbacks: allowed {re.escape(allowed)}"):
+            main.train(settings, (each for each in [callback]))
+    assert contents(directory) == before
+
+
 def test_a_damaged_checkpoint_costs_an_epoch(run, run_of_two_epochs, capsys):
     directory, arguments = run
     latest = directory / "checkpoints" / "0002.keras"
@@ -332,7 +382,7 @@ def test_a_full_disk_is_told_and_what_was_there_stays(run, capsys, monkeypatch):
     assert contents(directory / "checkpoints") == before
 
 
-@pytest.mark.parametrize("name", ["final.keras", "events"])
+@pytest.mark.parametrize("name", ["final.keras", "events.out.tfevents.1.vm"])
 def test_a_file_that_another_program_holds_is_told(name, run, capsys, monkeypatch):
     def unlink(path, **options):
         if path.name == name:
@@ -342,7 +392,7 @@ def test_a_file_that_another_program_holds_is_told(name, run, capsys, monkeypatc
     before = Path.unlink
     monkeypatch.setattr(Path, "unlink", unlink)
     _, arguments = run
-    (run[0] / "tensorboard" / "events").touch()
+    (run[0] / "tensorboard" / "events.out.tfevents.1.vm").touch()
     message = stops_with(1, [*arguments, "--epochs=3"], capsys)
     assert f"{name}: Permission denied; the state after epoch 2 is in" in message
 

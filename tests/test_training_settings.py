@@ -188,11 +188,18 @@ def test_home_is_found(monkeypatch, tmp_path):
         ({"shape": "bsilu", "shift": 0}, "shift", "shape 'bsilu'"),
         ({"shape": "none", "slope": 2.0}, "slope", "shape 'none'"),
         ({"wave": "none", "frequency": 5.0}, "frequency", "wave 'none'"),
+        ({"precision": "mixed_bfloat16", "frequency": 129.0}, "frequency", "precision .*above 128"),
+        ({"precision": "mixed_float16", "frequency": 1e6}, "frequency", "precision .*above 1024"),
     ],
 )
 def test_what_has_no_effect_is_refused(given, name, where):
     with pytest.raises(Mistake, match=f"^{name}: allowed with {where} is the default, .*received"):
         check(main.Settings(data="digits", **given))
+
+
+def test_what_has_an_effect_in_half_precision_is_taken():
+    for given in ({"frequency": 128.0}, {"frequency": 129.0, "wave": "round"}):
+        check(main.Settings(data="digits", precision="mixed_bfloat16", **given))
 
 
 def test_numbers_of_numpy_and_paths_are_taken(npz):

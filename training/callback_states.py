@@ -1,17 +1,53 @@
-"""What callbacks remember, kept with an epoch: patience, best value, counters, best weights."""
+"""The user's callbacks: which are allowed, and what they remember, kept with an epoch.
 
+That is patience, best value, counters, best weights.
+"""
+
+import inspect
 import io
 import json
-from pathlib import PurePath
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from training import Mistake
 from training.console import say
 
 MEMBER = "callbacks.npz"  # inside a checkpoint
 # What Keras itself puts into every callback.
 OF_KERAS = {"_model", "params", "validation_data"}
+
+
+def require_compatible(settings, callbacks):
+    """Raises `Mistake` for what is no callback, or one that a run, or its schedule, would undo."""
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise Mistake(
+                f"callbacks: allowed are objects of keras.callbacks.Callback; received {callback!r}"
+            )
+    if any(isinstance(x, keras.callbacks.BackupAndRestore) for x in callbacks):
+        raise Mistake(
+            "callbacks: allowed are all but BackupAndRestore, as a run goes on by itself; "
+            "received BackupAndRestore"
+        )
+    plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
+    if plateau and settings.schedule != "constant":
+        raise Mistake(
+            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in "
+            f"every epoch; received {settings.schedule!r}"
+        )
+
+
+def require_averages(callbacks, optimizer):
+    """Raises `Mistake` for `SwapEMAWeights` with an optimizer that averages no weights."""
+    swaps = any(isinstance(x, keras.callbacks.SwapEMAWeights) for x in callbacks)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if swaps and not optimizer.use_ema:
+        raise Mistake(
+            "callbacks: allowed with SwapEMAWeights is an optimizer with use_ema=True, in the line "
+            f"optimizer=… of main.py; received {type(optimizer).__name__} without it"
+        )
 
 
 class CannotKeep(TypeError):
@@ -21,9 +57,10 @@ class CannotKeep(TypeError):
 class CallbackStates(keras.callbacks.Callback):
     """Gives callbacks back what they remembered after the epoch that a run goes on from.
 
-    The state of a callback is the attributes that have changed since the training began. The
-    others keep the values that they have now: so a run may go on with another patience. This
-    callback comes after the user's, as many of them forget everything in `on_train_begin`.
+    The state of a callback is the attributes that have changed since `main.train` got it, or since
+    its own `on_train_begin`. The others keep the values that they have now: so a run may go on with
+    another patience. This callback comes after the user's, as many of them forget everything in
+    `on_train_begin`.
 
     Args:
         callbacks: Those of the user.
@@ -34,21 +71,31 @@ class CallbackStates(keras.callbacks.Callback):
     def __init__(self, callbacks, saved=None, speaks=True):
         super().__init__()
         self.callbacks, self.saved, self.speaks = list(callbacks), saved, speaks
+        self.before = [[_attributes_of(callback)] for callback in self.callbacks]
+        # The names of what was given back. It is kept again, even if it does not change any more.
+        self.given_back = [set() for _ in self.callbacks]
+        self.told = set()
         if saved:
             for callback in self.callbacks:
                 if isinstance(callback, keras.callbacks.CSVLogger):
                     callback.append = True  # else it would empty its file
 
     def on_train_begin(self, logs=None):
-        self.at_first = [_attributes_of(callback) for callback in self.callbacks]
-        for callback in self.callbacks:
-            if names := _names_without_copy(callback):
+        self._tell_what_is_not_kept()
+        for callback, before in zip(self.callbacks, self.before, strict=True):
+            before.append(_attributes_of(callback))
+        if self.saved:
+            self._give_back()
+
+    def _tell_what_is_not_kept(self):
+        for number, callback in enumerate(self.callbacks):
+            names = [x for x in _names_without_copy(callback) if (number, x) not in self.told]
+            self.told |= {(number, name) for name in names}
+            if names:
                 self._say(
                     f"Callback {type(callback).__name__}: a run that goes on cannot give back what "
                     f"is in {', '.join(names)}; allowed are numbers, text, lists, arrays and None"
                 )
-        if self.saved:
-            self._give_back()
 
     def _give_back(self):
         with np.load(io.BytesIO(self.saved)) as archive:
@@ -58,6 +105,7 @@ class CallbackStates(keras.callbacks.Callback):
             kind, state = states[number] if number < len(states) else ("none", {})
             if kind == type(callback).__name__:
                 vars(callback).update({k: _restored(v, arrays) for k, v in state.items()})
+                self.given_back[number] |= state.keys()
             else:
                 self._say(
                     f"Callback {type(callback).__name__} begins anew: in its place there was {kind}"
@@ -69,11 +117,13 @@ class CallbackStates(keras.callbacks.Callback):
 
     def as_bytes(self):
         """The states of all callbacks now, as an .npz file."""
+        self._tell_what_is_not_kept()  # which may have become more
         states, arrays = [], {}
-        for callback, at_first in zip(self.callbacks, self.at_first, strict=True):
-            now = _attributes_of(callback)
-            changed = {k: v for k, v in now.items() if k not in at_first or at_first[k] != v}
-            state = {name: _plain(getattr(callback, name), arrays) for name in changed}
+        for number, callback in enumerate(self.callbacks):
+            now, before = _attributes_of(callback), self.before[number]
+            names = [k for k, v in now.items() if any(each.get(k) != v for each in before)]
+            names += [k for k in self.given_back[number] if k in now and k not in names]
+            state = {name: _plain(getattr(callback, name), arrays) for name in names}
             states.append((type(callback).__name__, state))
         file = io.BytesIO()
         np.savez(file, states=np.array(json.dumps(states)), **arrays)
@@ -88,7 +138,7 @@ def _attributes_of(callback):
             arrays = {}
             plain = _plain(value, arrays)
             found[name] = plain, {k: (x.dtype.str, x.tobytes()) for k, x in arrays.items()}
-        except CannotKeep:
+        except (CannotKeep, RecursionError):
             continue
     return {name: value for name, value in found.items() if name not in OF_KERAS}
 
@@ -101,7 +151,9 @@ def _names_without_copy(callback):
     return [
         name
         for name, value in vars(callback).items()
-        if name not in kept and name not in OF_KERAS and not callable(value)
+        if name not in kept
+        and name not in OF_KERAS
+        and not (inspect.isroutine(value) or isinstance(value, type))
     ]
 
 
@@ -114,22 +166,33 @@ def _plain(value, arrays):
         return {kind.__name__: [_plain(x, arrays) for x in value]}
     if kind is dict:
         return {"dict": [[_plain(k, arrays), _plain(v, arrays)] for k, v in value.items()]}
-    if isinstance(value, PurePath):
+    if isinstance(value, Path):
         return {"path": str(value)}
     name = getattr(value, "__name__", "")
     if callable(value) and getattr(keras.ops, name, None) is value:  # such as a `monitor_op`
         return {"ops": name}
-    if isinstance(value, np.ndarray | np.generic) or keras.ops.is_tensor(value):
-        array = keras.ops.convert_to_numpy(value) if keras.ops.is_tensor(value) else value
-        if np.asarray(array).dtype.kind in "biufcSU":
-            name = f"array{len(arrays)}"
-            arrays[name] = np.asarray(array)
-            return {"scalar" if isinstance(value, np.generic) else "array": name}
-    raise CannotKeep(type(value).__name__)
+    if kind is np.ndarray or isinstance(value, np.generic):
+        return {"array" if kind is np.ndarray else "scalar": _name_of_array(value, arrays)}
+    if keras.ops.is_tensor(value) and not hasattr(value, "assign"):  # a variable is not its value
+        return {"tensor": _name_of_array(value, arrays)}
+    raise CannotKeep(kind.__name__)
+
+
+def _name_of_array(value, arrays):
+    """The name under which an array, or a tensor, is put among the arrays."""
+    try:
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+    except Exception as error:  # a key of random numbers, for example
+        raise CannotKeep(type(value).__name__) from error
+    if array.dtype.kind not in "biufcSU":
+        raise CannotKeep(str(array.dtype))
+    name = f"array{len(arrays)}"
+    arrays[name] = array
+    return name
 
 
 def _restored(plain, arrays):
-    """The value that `_plain` was given; a tensor comes back as a NumPy array."""
+    """The value that `_plain` was given."""
     if not isinstance(plain, dict):
         return plain
     ((kind, value),) = plain.items()
@@ -143,7 +206,9 @@ def _restored(plain, arrays):
         case "ops":
             return getattr(keras.ops, value)
         case "path":
-            return type(PurePath())(value)
+            return Path(value)
         case "scalar":
             return arrays[value][()]
+        case "tensor":
+            return keras.ops.convert_to_tensor(arrays[value])
     return arrays[value]

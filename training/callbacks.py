@@ -42,21 +42,6 @@ def callbacks_of(run, steps, states):
     return before_users, after_users
 
 
-def require_compatible(settings, callbacks):
-    """Raises `Mistake` for a callback that a run, or its schedule, would undo."""
-    if any(isinstance(x, keras.callbacks.BackupAndRestore) for x in callbacks):
-        raise Mistake(
-            "callbacks: allowed are all but BackupAndRestore, as a run goes on by itself; "
-            "received BackupAndRestore"
-        )
-    plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
-    if plateau and settings.schedule != "constant":
-        raise Mistake(
-            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in "
-            f"every epoch; received {settings.schedule!r}"
-        )
-
-
 class LearningRate(keras.callbacks.LearningRateScheduler):
     """Sets the learning rate of each epoch, unless it is constant or the optimizer's own affair."""
 
@@ -136,7 +121,9 @@ class RunFiles(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self.rows:  # the run may have been stopped between its files
             write_csv(self.directory / "history.csv", self.rows)
-            self._copy_checkpoint(best_of(self.rows), "best.keras")
+            best = best_of(self.rows)
+            if self.checkpoints.read(best["epoch"]):
+                self._copy_checkpoint(best, "best.keras")
 
     def on_epoch_begin(self, epoch, logs=None):
         for name in ("final.keras", "curves.png"):  # of a run that had ended, and goes on
@@ -148,6 +135,7 @@ class RunFiles(keras.callbacks.Callback):
             return
         first = ("learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
         names = sorted(logs, key=lambda name: first.index(name) if name in first else len(first))
+        names = [name for name in names if name != "epoch"]  # which a callback may have added
         row = {"epoch": epoch + 1} | {name: in_six_digits(logs[name]) for name in names}
         for name in [name for name in names if isinstance(row[name], str)]:
             del logs[name]  # Keras' progress bar, which comes next, fails on text

@@ -6,7 +6,7 @@ import zipfile
 from training import Mistake, devices, reason
 from training.callback_states import MEMBER as CALLBACKS
 from training.console import say
-from training.files import replace_file, writing
+from training.files import own_files, replace_file, writing
 
 HISTORY = "history.json"  # inside a checkpoint
 
@@ -61,20 +61,27 @@ class Checkpoints:
 
     def _files(self):
         """{epoch: its file}; files of somebody else are left out."""
-        files = self.folder.glob("*.keras")
-        return {int(path.stem): path for path in files if path.stem.isdecimal()}
+        files = own_files(self.folder, "checkpoints")
+        return {int(path.stem): path for path in files}
 
     def history(self):
         """The history in the latest checkpoint that is whole, or []."""
-        for _, path in sorted(self._files().items(), reverse=True):
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    if damaged := archive.testzip():  # compares the checksums
-                        raise zipfile.BadZipFile(f"{damaged} is damaged")
-                    return json.loads(archive.read(HISTORY))
-            except Exception as error:  # a flipped bit makes zipfile raise any kind
-                say(f"Warning: {path} is damaged ({reason(error)}); the one before it is used")
+        for epoch in sorted(self._files(), reverse=True):
+            if rows := self.read(epoch):
+                return rows
         return []
+
+    def read(self, epoch):
+        """The history in the checkpoint of an epoch; None, with a warning, if it is not whole."""
+        path = self.path(epoch)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # compares the checksums
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
+                return json.loads(archive.read(HISTORY))
+        except Exception as error:  # a flipped bit makes zipfile raise any kind
+            say(f"Warning: {path} is damaged or gone, and is not used: {reason(error)}")
+            return None
 
     def callbacks(self, epoch):
         """What `CallbackStates.as_bytes` returned after an epoch; None if nothing was kept."""

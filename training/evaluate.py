@@ -88,7 +88,7 @@ def require_fitting(model, images, path):
 def data_of(path):
     """The data that the run beside the model was trained on."""
     config = config_in(path.parent)
-    if config is None:
+    if config is None or not isinstance(config["settings"].get("data"), str):
         raise Mistake(f"data: no config.json in {path.parent} says on what to test; give --data")
     return config["settings"]["data"]
 

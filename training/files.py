@@ -3,20 +3,24 @@
 import contextlib
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 
 from training import Mistake
 
-# All that a run writes into its directory, and the files that it writes into folders there.
+# All that a run writes into its directory.
 FILES = ("config.json", "history.csv", "curves.png", "best.keras", "final.keras")
-FOLDERS = ("checkpoints", "tensorboard", ".unfinished")
-IN_FOLDERS = (
-    "checkpoints/[0-9]*[0-9].keras",
-    "tensorboard/events*",
-    "tensorboard/gradients/epoch[0-9]*",
-    ".unfinished/*",
-)
+FOLDERS = ("checkpoints", "tensorboard")
+UNFINISHED = ".unfinished_by_gaaf"  # a folder beside a file that is being written
+# The names of the files that it writes into folders there, as regular expressions.
+IN_FOLDERS = {
+    "checkpoints": r"\d{4,}\.keras",
+    "tensorboard": r"events\.out\.tfevents\..+",
+    "tensorboard/gradients": r"epoch\d{4,}\.out\.tfevents\..+",
+    f"checkpoints/{UNFINISHED}": ".+",
+    UNFINISHED: ".+",
+}
 
 
 class CannotWrite(OSError):
@@ -36,7 +40,7 @@ def replace_file(path, write):
     """Has `write(temporary_path)` write the file, then puts it in place as a whole."""
     path = Path(path)
     # It has a folder of its own, as Keras puts temporary files beside what it saves.
-    folder = path.parent / ".unfinished"
+    folder = path.parent / UNFINISHED
     try:
         with writing(path):
             folder.mkdir(exist_ok=True)
@@ -136,18 +140,25 @@ def locked(directory):
         yield
 
 
+def own_files(folder, kind):
+    """The files in a folder whose names are those of a kind of `IN_FOLDERS`."""
+    pattern = re.compile(IN_FOLDERS[kind])
+    found = (path for path in folder.glob("*") if pattern.fullmatch(path.name))
+    return sorted(path for path in found if path.is_file())
+
+
 def remove_run(directory):
     """Removes what a run has written into its directory, and nothing else; config.json last."""
     links = [directory / name for name in FOLDERS if (directory / name).is_symlink()]
     for link in links:  # to another disk perhaps: what lies there stays
         with writing(link):
             link.unlink()
-    for path in [path for pattern in IN_FOLDERS for path in directory.glob(pattern)]:
-        with writing(path):
-            path.unlink()
-    for name in ("tensorboard/gradients", *FOLDERS):
+    for kind in reversed(IN_FOLDERS):
+        for path in own_files(directory / kind, kind):
+            with writing(path):
+                path.unlink()
         with contextlib.suppress(OSError):  # it is not there, or holds something of somebody else
-            (directory / name).rmdir()
+            (directory / kind).rmdir()
     for name in reversed(FILES):
         with writing(directory / name):
             (directory / name).unlink(missing_ok=True)

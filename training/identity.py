@@ -100,7 +100,7 @@ def require_same_run(settings, **known):
 
 def _require_unused(directory):
     """Raises `Mistake` if files are there that a run would replace."""
-    names = [name for name in FILES + FOLDERS if name != ".unfinished"]
+    names = FILES + FOLDERS
     if found := [name for name in names if os.path.lexists(directory / name)]:
         raise Mistake(
             f"output_dir: allowed is the directory of a run, or one without {', '.join(names)}; "
@@ -156,24 +156,30 @@ def sources_of(settings):
     with contextlib.suppress(TypeError, OSError):  # where it has no file, as in a notebook
         script = Path(inspect.getfile(settings)).resolve()
         if script not in paths:
-            sources[f"{script.parent.name}/{script.name}"] = digest_of_file(script)
+            name = f"{script.parent.name}/{script.name}"
+            sources[name] = digest_of_file(script, settings.__name__)
     return sources
 
 
-def digest_of_file(path):
+def digest_of_file(path, settings="Settings"):
     """A digest of the code in a file."""
-    return digest_of_code(ast.parse(path.read_bytes()))
+    return digest_of_code(ast.parse(path.read_bytes()), settings)
 
 
-def digest_of_code(tree):
-    """A digest of a syntax tree, without docstrings and without the values of the settings."""
+def digest_of_code(tree, settings="Settings"):
+    """A digest of a syntax tree, without docstrings and without the values of the settings.
+
+    Args:
+        tree: `ast.AST`, which changes.
+        settings: The name of the class of settings.
+    """
     for node in ast.walk(tree):
         match node:
             case ast.AST(body=[ast.Expr(ast.Constant()), *others]):
                 node.body = others
             case ast.JoinedStr():  # into an f-string, Python 3.12 puts empty texts
                 node.values = [x for x in node.values if getattr(x, "value", None) != ""]
-        if isinstance(node, ast.ClassDef) and node.name == "Settings":
+        if isinstance(node, ast.ClassDef) and node.name == settings:
             for field in node.body:  # config.json has them as settings
                 if isinstance(field, ast.AnnAssign):
                     field.value = None

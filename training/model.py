@@ -10,6 +10,7 @@ import gaaf
 from resnet_v1 import block_and_count, resnet_v1
 from resnet_v2 import resnet_v2
 from training import Mistake, tensorflow_cpu
+from training.settings import CHOICES
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
 RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
@@ -47,6 +48,7 @@ def activation_of(settings):
         )
     if name == settings.activation:
         return gaaf.get(name)
+    _require_shape(settings, name)
     return gaaf.GAAF(
         name,
         shift=settings.shift,
@@ -56,6 +58,18 @@ def activation_of(settings):
         shape=None if settings.shape == "none" else settings.shape,
         gain=settings.gain,
     )
+
+
+def _require_shape(settings, phi):
+    """Raises `Mistake` for a shape that GAAF does not have with this φ, in the words of a flag."""
+    usual = phi in ("relu", "relu6", "tanh")
+    unusable = [] if phi == "relu" else ["bsilu", "nelu", "leaky"]
+    shapes = [x for x in CHOICES["shape"] if x not in unusable and (usual or x != "auto")]
+    if settings.shape not in shapes:
+        raise Mistake(
+            f"shape: allowed with activation {settings.activation} is one of {', '.join(shapes)}; "
+            f"received {settings.shape!r}"
+        )
 
 
 def steepest(settings):

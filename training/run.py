@@ -4,8 +4,8 @@ import contextlib
 import json
 import sys
 
-from training import batches, devices, report, tensorflow_cpu
-from training.callback_states import CallbackStates
+from training import Mistake, batches, devices, report, tensorflow_cpu
+from training.callback_states import CallbackStates, require_averages
 from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_text
@@ -48,8 +48,15 @@ class Run(contextlib.ExitStack):
         """All images and labels that the run has to do with."""
         return [*self.data, *(self.test or ())]
 
-    def begin(self, model):
-        """Puts the state that the run goes on from into a compiled model, and says so."""
+    def begin(self, model, callbacks=()):
+        """Puts the state that the run goes on from into a compiled model, and says so.
+
+        Raises:
+            Mistake: if the directory holds another run, or one without a checkpoint; or for a
+                callback that this optimizer does not suit.
+        """
+        self._require_checkpoint()
+        require_averages(callbacks, model.optimizer)
         make_variables(model)
         tensorflow_cpu.shrink_graph(model)
         changed = require_same_run(self.settings, data=self._arrays(), optimizer=model.optimizer)
@@ -73,6 +80,14 @@ class Run(contextlib.ExitStack):
                     f"Going on after epoch {self.epochs_done} of {self.settings.epochs}", flush=True
                 )
         self.signals.writes = True
+
+    def _require_checkpoint(self):
+        is_run = (self.directory / "history.csv").exists() and not self.settings.overwrite
+        if is_run and not self.rows:
+            raise Mistake(
+                f"output_dir: '{self.directory}' holds a run without a checkpoint that can be "
+                "read; choose another directory, or begin anew with --overwrite"
+            )
 
     def _restore(self, model, keep_optimizer):
         """Loads the last epoch; of a changed optimizer the state begins anew."""

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import inspect
+import math
 import os
 import re
 import typing
@@ -81,6 +82,10 @@ def _require_effect(values, defaults):
         without_effect |= dict.fromkeys(("shift", "slope"), f"shape {shape!r}")
     if values["wave"] == "none":
         without_effect["frequency"] = "wave 'none'"
+    # Above this frequency, the wave is below the rounding error, and GAAF does not add it.
+    limit = {"mixed_float16": 1024, "mixed_bfloat16": 128}.get(values["precision"], math.inf)
+    if values["wave"] == "floor" and values["frequency"] > limit:
+        without_effect["frequency"] = f"precision {values['precision']!r} and above {limit}"
     if phi == values["activation"]:
         names = ("shift", "slope", "frequency", "wave", "shape", "gain")
         without_effect = dict.fromkeys(names, f"activation {phi!r}")
@@ -155,6 +160,9 @@ def parse(settings, description, arguments=None):
     )
     given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
     path, data = given.pop("evaluate", None), given.pop("data")
+    changed = [name for name in given if given[name] != getattr(settings, name)]
+    if path is not None and changed:
+        parser.error(f"--evaluate: allowed beside it is --data; received {', '.join(changed)}")
     if data is not None:
         given["data"] = data
     return settings(**given), (path, data) if path is not None else None

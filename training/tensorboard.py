@@ -5,7 +5,7 @@ import time
 import keras
 
 import gaaf
-from training.files import writing
+from training.files import own_files, writing
 from training.model import activations_of
 
 
@@ -24,7 +24,7 @@ class TensorBoard(keras.callbacks.Callback):
         self.folder, self.rows, self.writer, self.logged = folder, rows, None, 0
 
     def on_train_begin(self, logs=None):
-        for path in self.folder.glob("events*"):
+        for path in own_files(self.folder, "tensorboard"):
             with writing(path):
                 path.unlink()
         self._log_new_rows()
