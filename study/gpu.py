@@ -33,11 +33,12 @@ import jax  # noqa: E402
 import keras  # noqa: E402
 
 import main  # noqa: E402
+from study.rows import RELU  # noqa: E402
+from study.runs import ROOT  # noqa: E402
 from study.speed import noise, where  # noqa: E402
 from study.why import compiled  # noqa: E402
 from training.files import write_csv  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
 BATCH, SCANNED = 128, 17  # images of a step, steps of a scan: an epoch is 23 scans
 ROUNDS, EPOCHS = 7, 3  # the first epoch compiles, and is not timed
@@ -49,7 +50,6 @@ GRAPHS = {
     "convolutions, short graphs": f"{COMMANDS}+CONVOLUTION --xla_gpu_graph_min_graph_size=1",
     "convolutions, loops": f"{COMMANDS}+CONVOLUTION,+WHILE",
 }
-RELU = {"activation": "relu"}
 NETWORKS = {
     "relu": RELU,
     "GAAF_relu": {},
@@ -142,7 +142,7 @@ def times_of_epochs(epochs, steps):
 
 
 def loops_of(settings, calls):
-    """{name: function that trains so many steps, and returns the seconds of one}."""
+    """{name: function that trains for so many calls, and returns the seconds of one}."""
     data = noise(SCANNED * BATCH)
     images, labels = jax.device_put(data.x_train), jax.device_put(data.y_train)
     model = compiled(settings, data)

@@ -74,7 +74,7 @@ def compiled(settings, data, dropout=0.0):
 
 
 def kernel_gradients(network, x, y):
-    """{layer: mean absolute gradient} of each convolution in a block, from first to last."""
+    """{layer: mean absolute gradient} of the first convolution and of those in blocks, in order."""
     twin = keras.models.clone_model(network)
     twin.set_weights(network.get_weights())
     # After its first step at a rate of 1, SGD's momentum is the gradient with the other sign.

@@ -148,16 +148,16 @@ def config_of(optimizer):
     return json.loads(json.dumps(config, default=str))
 
 
-def sources_of(settings):
+def sources_of(settings_class):
     """{path: digest} of the code that trains, and of the user's script that has its settings."""
     names = ("main.py", "gaaf.py", "resnet_v1.py", "resnet_v2.py")
     paths = [*(REPOSITORY / name for name in names), *sorted(REPOSITORY.glob("training/*.py"))]
     sources = {path.relative_to(REPOSITORY).as_posix(): digest_of_file(path) for path in paths}
     with contextlib.suppress(TypeError, OSError):  # where it has no file, as in a notebook
-        script = Path(inspect.getfile(settings)).resolve()
+        script = Path(inspect.getfile(settings_class)).resolve()
         if script not in paths:
             name = f"{script.parent.name}/{script.name}"
-            sources[name] = digest_of_file(script, settings.__name__)
+            sources[name] = digest_of_file(script, settings_class.__name__)
     return sources
 
 

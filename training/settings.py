@@ -115,19 +115,19 @@ def _require_allowed(name, kind, value):
         raise Mistake(f"{name}: allowed is {allowed}; received {value!r}")
 
 
-def _kinds(settings):
+def _kinds(settings_class):
     """{name: types} of a class of settings; `float | str` is a number, or one of its `WORDS`."""
     # A field's own type is text where annotations are, by `from __future__ import annotations`.
-    hints = typing.get_type_hints(settings)
-    types = {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+    hints = typing.get_type_hints(settings_class)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(settings_class)}
     return {name: getattr(kind, "__args__", None) or (kind,) for name, kind in types.items()}
 
 
-def parse(settings, description, arguments=None):
+def parse(settings_class, description, arguments=None):
     """Returns what the command line asks for; ends the program on a mistake in it.
 
     Args:
-        settings: The class whose fields are the flags, and the comments beside them the help.
+        settings_class: The class whose fields are the flags, and the comments beside them the help.
         description: What the program does.
         arguments: List of str. Default: those of the process.
 
@@ -145,8 +145,8 @@ def parse(settings, description, arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    comments, kinds = comments_of(settings), _kinds(settings)
-    for field in dataclasses.fields(settings):
+    comments, kinds = comments_of(settings_class), _kinds(settings_class)
+    for field in dataclasses.fields(settings_class):
         help_text = comments.get(field.name, "").replace("%", "%%") or " "
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(
@@ -160,12 +160,12 @@ def parse(settings, description, arguments=None):
     )
     given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
     path, data = given.pop("evaluate", None), given.pop("data")
-    changed = [name for name in given if given[name] != getattr(settings, name)]
+    changed = [name for name in given if given[name] != getattr(settings_class, name)]
     if path is not None and changed:
         parser.error(f"--evaluate: allowed beside it is --data; received {', '.join(changed)}")
     if data is not None:
         given["data"] = data
-    return settings(**given), (path, data) if path is not None else None
+    return settings_class(**given), (path, data) if path is not None else None
 
 
 def _argument(name, kinds):
@@ -182,10 +182,10 @@ def _argument(name, kinds):
     return {"type": value, "metavar": metavar}
 
 
-def comments_of(settings):
+def comments_of(settings_class):
     """The comment beside each setting that has one."""
     comments = {}
-    for kind in reversed(settings.__mro__[:-1]):
+    for kind in reversed(settings_class.__mro__[:-1]):
         with contextlib.suppress(OSError, TypeError):  # as in an interactive session
             source = inspect.getsource(kind)
             comments |= re.findall(r"^    (\w+):.*?=.*?  # (.+)$", source, re.M)
