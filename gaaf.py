@@ -76,7 +76,8 @@ class _Formula(NamedTuple):
             height, highest = periods - _floor(periods), 1
         else:
             height, highest = ops.abs(periods - ops.round(periods)), 0.5
-        # XLA may subtract from K·x without rounding it. For large x the result is out of range.
+        # XLA may fuse K·x and the subtraction, and so not round K·x. For large x the height would
+        # then be out of range.
         return (ops.clip(height, 0, highest) - 0.5) / self.K
 
     def s(self, x):
@@ -86,13 +87,13 @@ class _Formula(NamedTuple):
         return _SHAPES[self.shape](x, self.shift, self.slope)
 
     def within_range(self, x):
-        """x, clipped so that K·x is finite: inf − inf would be NaN."""
+        """x, clipped so that K·x is finite: inf − inf would be NaN. s needs no such bound."""
         bound = 3e38 / max(self.K, 1)
         return ops.clip(x, -bound, bound)
 
 
 def _floor(x):
-    """⌊x⌋. ONNX has no //. Elsewhere ops.floor of Keras 3.15 may turn float64 into float32."""
+    """⌊x⌋. An export needs ops.floor (ONNX has no //), but Keras' own may lose float64's digits."""
     return ops.floor(x) if _is_being_exported() else x // 1
 
 
@@ -101,7 +102,7 @@ _DERIVATIVE_OF = {
     relu: lambda x: ops.cast(x > 0, x.dtype),
     relu6: lambda x: ops.cast((x > 0) & (x < 6), x.dtype),
     tanh: lambda x: 1 - ops.square(ops.tanh(x)),
-    ops.zeros_like: ops.zeros_like,
+    ops.zeros_like: ops.zeros_like,  # the function 0, for any other φ: see `GAAF.call`
 }
 
 
@@ -137,12 +138,13 @@ class GAAF(keras.Operation):
     Kx − round(Kx). Values differ from φ(x) by 0.5/frequency at most, where |s| ≤ 1. The object
     goes wherever Keras takes `activation=`, and is saved and loaded with the model.
 
-    Each GAAF layer makes the gradient larger on its way back, by up to 2. For standard normal x,
-    the mean square E(φ′ + s)² is 1.47² times Eφ′² with the defaults of relu, 2.05² times with the
-    paper's shape (slope 5, shift 0.5) and 2.18² times with tanh. So in a deep network the gradient
-    can leave the range of float32, SGD can diverge, and with Adam an L2 penalty has less effect. A
-    gain below 1 corrects this. With a gain other than 1, the gradient is not the derivative of the
-    value. In TensorFlow's forward mode (ForwardAccumulator) the value is differentiated instead.
+    Each GAAF layer multiplies the gradient on its way back by up to 2, not 1. For standard normal
+    x, the root mean square of φ′ + s is 1.47 times that of φ′ with the defaults of relu, 2.05 times
+    with the paper's shape (slope 5, shift 0.5) and 2.18 times with tanh. So in a deep network the
+    gradient can leave the range of float32, SGD can diverge, and with Adam an L2 penalty has less
+    effect. A gain below 1 corrects this. With a gain other than 1, or wave None, the gradient is
+    not the derivative of the value. TensorFlow's forward mode (ForwardAccumulator) does not use
+    this gradient, but differentiates the value.
 
     Args:
         activation: φ: the name of any Keras activation, or a callable; a layer without weights.
@@ -227,7 +229,8 @@ class GAAF(keras.Operation):
             return x.with_flat_values(ops.reshape(self.call(flat), ops.shape(x.flat_values)))
         if any(self.activation is phi for phi in _DERIVATIVE_OF):
             return self._phi_new(self.activation, self._factor, x.dtype)(x)
-        # The backend differentiates φ. GAAF of the function 0 adds g·s, with the gradient s.
+        # Any other φ: the backend differentiates φ itself. φ_new of the function 0 adds g·s to the
+        # value and s to the gradient. The gain then multiplies the sum.
         wide = _widened(x)
         y = ops.cast(self.activation(wide), wide.dtype)
         y = y + self._phi_new(ops.zeros_like, 1.0, x.dtype)(wide)
@@ -470,8 +473,8 @@ def _largest_derivative(function):
     return largest
 
 
-# The gradient. `_differentiable` makes each backend use `_Formula.gradient`, where else it would
-# differentiate the value.
+# The gradient. `_differentiable` makes each backend use `_Formula.gradient` instead of
+# differentiating the value.
 
 
 def _make_function(formula, adds_wave):
@@ -520,10 +523,10 @@ def _differentiable(value, input_gradient):
     operations, so there are second derivatives.
     """
     if _BACKEND == "jax":  # ops.custom_gradient has no forward mode there
-        function = _library.custom_jvp(lambda x: value(x))
+        function = _library.custom_jvp(value)
         recomputed = _library.checkpoint(input_gradient, prevent_cse=False)  # keeps only x
 
-        @function.defjvp
+        @function.defjvp  # linear in the tangents, so JAX transposes it for the backward pass
         def jvp(primals, tangents):
             return function(*primals), recomputed(*primals, *tangents)
 
@@ -532,7 +535,7 @@ def _differentiable(value, input_gradient):
 
         class Function(_library.autograd.Function):
             generate_vmap_rule = True
-            forward = staticmethod(lambda x: value(x))
+            forward = staticmethod(value)
 
             @staticmethod
             def setup_context(context, inputs, output):
@@ -543,7 +546,7 @@ def _differentiable(value, input_gradient):
             def backward(context, upstream):
                 return input_gradient(*context.saved_tensors, upstream)
 
-            jvp = backward  # for a function of each element both multiply by its derivative
+            jvp = backward  # φ_new is elementwise: both multiply by its gradient
 
         return Function.apply
 
@@ -657,7 +660,7 @@ def _replaceable_phi(activation):
 
 
 def _phi_of_gaaf(activation):
-    """The φ of a GAAF, which is never a GAAF itself; None of anything else."""
+    """The φ of a GAAF, of the innermost one if they are nested; None of anything else."""
     if activation is GAAF_relu:
         return relu
     if activation is GAAF_tanh:
@@ -667,6 +670,7 @@ def _phi_of_gaaf(activation):
 
 
 def _is_keras(thing):
+    """Whether Keras or this module defines it."""
     module = thing.__module__ or ""
     return module == __name__ or module.partition(".")[0] == "keras"
 
@@ -678,7 +682,7 @@ def _converted(model, replacement, check):
     converter = _Converter(replacement)
     try:
         copy = converter.copy_of(model)
-        compared, result = _compare(model, copy) if check else (True, "not compared")
+        as_asked, result = _compare(model, copy) if check else (True, "not compared")
     except Exception as error:  # whatever the code of layers that are not Keras' own raises
         allowed = "model: allowed is one whose copy, saved and loaded by Keras, computes the same"
         given = f"'{model.name}' ({type(model).__name__}): {' '.join(str(error).split())[:400]}"
@@ -688,7 +692,7 @@ def _converted(model, replacement, check):
     logging.getLogger(__name__).info(message)
     if converter.not_replaced:
         message += f"; left as they are: {', '.join(converter.not_replaced)}"
-    if converter.not_replaced or not compared:
+    if converter.not_replaced or not as_asked:
         warnings.warn(message, stacklevel=3)
     return copy, count
 
@@ -735,7 +739,7 @@ class _Converter:
         content = config.get("config") if isinstance(config, dict) else config
         if isinstance(content, dict) and config.get("class_name") == type(held).__name__:
             return self.convert_object(config, held)
-        # The user's own function or lambda: by this name, load_model finds the same object.
+        # The user's own function or lambda, named by its id: so load_model finds this same object.
         name = getattr(held, "__name__", "")
         if name and name in (content, "<lambda>") and not _is_keras(held):
             self.objects[str(id(held))] = held
@@ -746,14 +750,12 @@ class _Converter:
         """What replaces an activation; None if `held` is no activation, or stays."""
         if not callable(held) or isinstance(owner, GAAF):
             return None
-        try:
+        with contextlib.suppress(ValueError):  # as of GAAF(tanh, shape="bsilu")
             new = self.replacement(held)
-            refused = new and _is_of_integers(held, owner)
-        except ValueError:  # as of GAAF(tanh, shape="bsilu")
-            refused = True
-        if refused:
-            self.note_not_replaced(held, owner)
-        return None if refused else new
+            if not (new and _is_of_integers(held, owner)):
+                return new
+        self.note_not_replaced(held, owner)
+        return None
 
     def note_not_replaced(self, held, owner):
         name = getattr(held, "__name__", type(held).__name__)
@@ -789,9 +791,7 @@ class _Converter:
     def convert_arguments(self, config, held):
         """Returns the new config of the arguments that an object was made with."""
         kind = type(held)
-        has_own_code = hasattr(kind, "call") and not (
-            _is_keras(kind.call) and _is_keras(kind.__init__)
-        )
+        has_own_code = hasattr(kind, "call") and not all(map(_is_keras, (kind.call, kind.__init__)))
         # The tanh of attention is in its code, where no config names it.
         is_additive = getattr(held, "score_mode", "") == "concat"
         if has_own_code or is_additive or kind is keras.layers.AdditiveAttention:
@@ -808,10 +808,11 @@ class _Converter:
     def convert_layers(self, configs, model):
         """Returns the new configs of a model's layers.
 
-        A layer that is used twice has the same id in both places, so that Keras loads it once.
+        A layer used twice has one shared_object_id in both places, so that Keras loads it once.
         """
         layers = getattr(model, "operations", None) or model.layers
-        # `layers` of a Sequential lacks its InputLayer. Its config has a repeated layer only once.
+        # A Sequential's `layers` lacks the InputLayer and may have a layer twice. `configs` begins
+        # with the InputLayer and has each layer once.
         inputs = len(configs) - len(set(layers))
         config_of = dict(zip(dict.fromkeys(layers), configs[inputs:], strict=True))
         new = [self.convert(config_of[layer], layer) for layer in layers]
@@ -833,10 +834,10 @@ def _is_of_integers(held, owner):
 
 
 def _operation_of(function, dtype):
-    """The operation that Keras makes of a function in a graph. It passes masks, as the old one."""
+    """The one operation that Keras makes of a function in a graph. It passes masks on."""
     x = keras.Input((1,))
     try:
-        _, operation = keras.Model(x, function(x)).operations
+        _, operation = keras.Model(x, function(x)).operations  # ValueError if there are several
         return operation
     except (ValueError, TypeError):  # Keras has no single operation for it
         return keras.layers.Activation(function, dtype=dtype)
@@ -857,7 +858,7 @@ def _compare(model, copy):
     Returns whether model and copy could be compared, and the result in words.
     """
     try:
-        _outputs(model, model.outputs)
+        _outputs(model, model.outputs)  # only to see whether the model takes a random batch
     except Exception as error:
         return False, f"not compared with its copy ({' '.join(str(error).split())[:200]})"
     largest = _difference(model, model.outputs, copy, copy.outputs)
@@ -890,7 +891,7 @@ def _outputs(model, tensors):
     batch = [_random_batch(tensor) for tensor in model.inputs]
     context = contextvars.copy_context()
     context.run(_values_are_of_phi.set, True)  # so that only rounding may differ
-    # A layer that compiles by itself would use GAAF here, where it was traced with GAAF before.
+    # Code that a layer has jitted, and that was traced with GAAF before, would use GAAF here.
     with _library.disable_jit() if _BACKEND == "jax" else contextlib.nullcontext():
         outputs, _ = context.run(probe.stateless_call, *variables, batch, training=False)
     outputs = [ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]
