@@ -44,11 +44,11 @@ class Settings:
     optimizer: str = "adam"  # adam, adamw, or sgd (Nesterov momentum 0.9)
     learning_rate: float | str = "auto"  # first learning rate; auto: 0.1 for sgd, else 1e-3
     schedule: str = "step"  # step (down at 40, 60, 80 and 90 % of the epochs), cosine, constant
-    weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: of the weights, as strong as in SGD
+    weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: decoupled, as strong as plain SGD's
     precision: str = "float32"  # float32, mixed_bfloat16 or mixed_float16
     seed: int = 0  # for initial weights, order and augmentation
     gradient_histograms: bool = False  # write each activation's gradient into the TensorBoard logs
-    output_dir: str = "auto"  # where the results go; auto: runs/<name made from the settings>
+    output_dir: str = "auto"  # where the results go; auto: a folder in runs/, by the settings
     overwrite: bool = False  # replace the run in that directory instead of going on with it
     ignore_changes: bool = False  # go on even if code, optimizer or data have changed
 
