@@ -197,8 +197,15 @@ def test_the_backend_is_that_of_the_environment_or_of_keras_json(tmp_path, monke
         assert ("XLA_FLAGS" in os.environ) == (backend == "tensorflow")
 
 
-def test_a_ctrl_c_that_an_import_swallows_is_not_lost():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def ctrl_c_raises():
+    """Also in a process that the shell has started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_ctrl_c_that_an_import_swallows_is_not_lost(ctrl_c_raises):
     imported = []
     with pytest.raises(KeyboardInterrupt), console._late_ctrl_c():
         with contextlib.suppress(BaseException):  # as code in C does
@@ -210,7 +217,7 @@ def test_a_ctrl_c_that_an_import_swallows_is_not_lost():
         signal.raise_signal(signal.SIGINT)  # the second one does not wait
         imported.append("numpy")
     assert imported == ["keras"]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(
