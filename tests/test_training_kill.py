@@ -75,11 +75,17 @@ def test_runs_survive_being_killed(npz, tmp_path, count):
 
 def test_a_second_ctrl_c_stops_at_once(npz, tmp_path):
     code = f"""if True:
-        import time, keras, main
+        import signal, time, keras, main
+
+        raises = signal.default_int_handler
+        signal.signal(signal.SIGINT, raises)  # a shell may ignore it in the background
 
         class Slow(keras.callbacks.Callback):
             def on_train_batch_begin(self, batch, logs=None):
                 print("within a step", flush=True)
+                while signal.getsignal(signal.SIGINT) != raises:
+                    time.sleep(0.05)
+                print("the first was received, and waits for the step", flush=True)
                 time.sleep(60)
 
         settings = main.Settings(depth=8, data={str(npz)!r}, output_dir={str(tmp_path / "run")!r})
@@ -93,10 +99,9 @@ def test_a_second_ctrl_c_stops_at_once(npz, tmp_path):
     ) as process:
         assert any("within a step" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        time.sleep(1)
-        assert process.poll() is None  # the first waits for the step
+        assert any("waits for the step" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == -signal.SIGINT
+        assert process.wait(30) == -signal.SIGINT
         assert "the caller goes on" in process.stdout.read()
 
 
