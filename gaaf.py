@@ -147,7 +147,7 @@ class GAAF(keras.Operation):
     this gradient, but differentiates the value.
 
     Args:
-        activation: φ: the name of any Keras activation, or a callable; a layer without weights.
+        activation: φ: the name of a Keras activation, a callable, or a layer without weights.
         shift: Where s = 0.5 lies: the sigmoid's centre is at x = −shift, in units of x. Finite
             float; default −1.0, the best of the sigmoids that were tried in 2018.
         slope: Steepness of the sigmoid, in 1/x. Finite float, default 1.0.

@@ -132,9 +132,9 @@ def _in_cells(difference):
 
 def _setups(found):
     """What the runs of a row were made on, with their number."""
-    setups = collections.Counter((group[2], group[-1]) for group, _ in found.others_of_same_seeds)
-    counts = sorted(setups.items(), key=lambda item: -item[1])
-    return ", ".join(f"{n} {device} {p.removeprefix('mixed_')}" for (device, p), n in counts)
+    groups = [group for group, _ in found.others_of_same_seeds]
+    setups = (f"{group.device} {group.precision.removeprefix('mixed_')}" for group in groups)
+    return ", ".join(f"{n} {setup}" for setup, n in collections.Counter(setups).most_common())
 
 
 def single_table():

@@ -63,10 +63,19 @@ def _agree(runs, others):
     return accelerated and all(runs[run] == others[run] for run in both)
 
 
-class Comparison(NamedTuple):
-    """The runs of a row, and those of the row that it is compared with, {(group, seed): line}.
+class Group(NamedTuple):
+    """What runs must have in common to be compared."""
 
-    A group is (epochs, sources, device, versions, precision), the sources as `same_code` has them.
+    epochs: int
+    sources: str  # the latest that make the same numbers, as `same_code` has them
+    device: str
+    versions: str
+    precision: str
+
+
+class Comparison(NamedTuple):
+    """The runs of a row, and those of the row that it is compared with, {(`Group`, seed): line}.
+
     Only runs of the same group are compared.
     """
 
@@ -90,12 +99,14 @@ def study(pairs=None):
     pairs = pairs or {row: plain_row(row) for row in ROWS}
     groups, found = _groups(read_csv(RESULTS)), {}
     for row, other in pairs.items():
-        epochs = [group[0] for group, rows in groups.items() if row in rows]
-        chosen = [g for g, rows in groups.items() if row in rows and g[0] == max(epochs)]
+        with_row = [group for group, rows in groups.items() if row in rows]
+        if not with_row:
+            continue
+        longest = max(group.epochs for group in with_row)
+        chosen = [group for group in with_row if group.epochs == longest]
         chosen = [group for group in chosen if other in groups[group]] or chosen
-        if chosen:
-            others = {} if other == row else _runs_of(other, groups, chosen)
-            found[row] = Comparison(_runs_of(row, groups, chosen), others)
+        others = {} if other == row else _runs_of(other, groups, chosen)
+        found[row] = Comparison(_runs_of(row, groups, chosen), others)
     return found
 
 
@@ -107,14 +118,14 @@ def _runs_of(row, groups, chosen):
 
 
 def _groups(results):
-    """The results as {group: {row: {seed: line}}}; of each row, those with its latest settings."""
+    """The results as {`Group`: {row: {seed: line}}}; of a row, those with its latest settings."""
     data = statistics.mode(line["data"] for line in results)
     same, groups = same_code(results), {}
     latest = {line["row"]: _settings_of(line) for line in results}
     for line in results:
         if line["data"] == data and latest[line["row"]] == _settings_of(line):
             row, seed, epochs, _, _, *setup, sources = key_of(line)
-            group = int(epochs), same[sources, setup[-1]], *setup
+            group = Group(int(epochs), same[sources, setup[-1]], *setup)
             groups.setdefault(group, {}).setdefault(row, {})[seed] = line
     return groups
 
