@@ -566,11 +566,13 @@ def _is_worth_compiling(x):
     """Whether XLA is to compile the activation: in a graph, if all sizes but the batch are known.
 
     Else each call might have another number of elements. XLA would compile for each of them, which
-    takes much longer than the operations.
+    takes much longer than the operations. No size may be 0.
     """
     if _BACKEND != "tensorflow" or _library.executing_eagerly() or platform.system() == "Darwin":
         return False  # macOS: TensorFlow has no XLA for the GPU there
-    return x.shape.rank is not None and x.shape.rank > 1 and x.shape[1:].is_fully_defined()
+    if x.shape.rank is None or x.shape.rank < 2 or not x.shape[1:].is_fully_defined():
+        return False
+    return 0 not in x.shape[1:]
 
 
 def _compiled(function):
@@ -583,10 +585,10 @@ def _compiled(function):
 def _call_flattened(function, x):
     """Calls the elementwise function on x as a vector, and gives the result x's shape.
 
-    XLA vectorises the loop over the last axis, which may be short. Also, TensorFlow 2.21 fails to
-    optimise a graph in which a ReLU follows an addition directly.
+    XLA vectorises the loop over the last axis, which may be short. The sizes are given as numbers:
+    TensorFlow 2.21 fails to optimise some graphs that compute the shape of a sum.
     """
-    y = _library.reshape(function(_library.reshape(x, [-1])), _library.shape(x))
+    y = _library.reshape(function(_library.reshape(x, [-1])), [-1, *x.shape[1:]])
     y.set_shape(x.shape)
     return y
 

@@ -430,10 +430,13 @@ def test_only_shapes_known_but_for_the_batch_are_compiled(monkeypatch):
         unknown(tf.ones((2, length, 4)))
     function(step, input_signature=[tf.TensorSpec(None)])(tf.ones((2, 3)))
     function(step, input_signature=[tf.TensorSpec([None])])(tf.ones(3))
+    for batch in (0, 2):  # [-1, 0, 4] says nothing about the batch
+        empty = function(step, input_signature=[tf.TensorSpec((None, 0, 4))])
+        assert empty(tf.ones((batch, 0, 4))).shape == (batch, 0, 4)
     assert not traced
     images = function(step, input_signature=[tf.TensorSpec((None, 8, 8, 4))])
-    for batch in (2, 3):
-        images(tf.ones((batch, 8, 8, 4)))
+    for batch in (2, 3, 0):
+        assert images(tf.ones((batch, 8, 8, 4))).shape == (batch, 8, 8, 4)
     assert len(traced) == 2  # value and gradient
 
     # Nor what a shape of one's own may have in it, nor on macOS, where TensorFlow has no XLA.

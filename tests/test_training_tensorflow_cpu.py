@@ -166,6 +166,15 @@ def test_an_adam_with_another_formula_is_left_to_keras(monkeypatch):
 
 
 @tensorflow
+@pytest.mark.parametrize("settings", [{}, {"wave": "none"}, {"precision": "mixed_bfloat16"}])
+def test_tensorflow_can_optimise_the_graph(settings, monkeypatch, capfd):
+    model = model_of(True, monkeypatch, **settings)
+    tensorflow_cpu.shrink_graph(model)  # of a deep network nothing is optimised, so nothing fails
+    model.evaluate(X[:8], Y[:8], verbose=0)
+    assert "meta_optimizer" not in capfd.readouterr().err
+
+
+@tensorflow
 def test_run_eagerly_is_left_alone(monkeypatch):
     model, _ = trained(True, monkeypatch, run_eagerly=True)
     assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
