@@ -13,11 +13,13 @@ import main
 from docs.pictures import PICTURES
 from resnet_v1 import resnet_v1
 from resnet_v2 import resnet_v2
-from study import analysis, speed, why
+from study import analysis, flatness, speed, why
 from study.analysis import (
     accuracy,
     difference_in_words,
     differences,
+    half_interval,
+    in_words,
     loss,
     mean_of,
     p_in_words,
@@ -35,7 +37,7 @@ ANSWER = (
     "paper",
     "paper, peak",
     "default",
-    "relu, weight decay 2e-4",
+    "weight decay matched",
     "v2, paper, peak",
     "augmented, paper, peak",
 )
@@ -177,6 +179,20 @@ def contrasts_table():
     return table((*header, "p", f"p of equality (±{analysis.MARGIN})"), lines)
 
 
+def flatness_table():
+    """For each kept model its accuracy, and how much of it is lost by each size of the noise."""
+    by_model, lines = {}, []
+    for line in read_csv(flatness.RESULTS):
+        sizes = by_model.setdefault(line["model"], {})
+        sizes.setdefault(float(line["size"]), []).append(float(line["accuracy"]))
+    for model, sizes in by_model.items():
+        (whole,) = sizes[0]
+        changes = [np.array(sizes[size]) - whole for size in flatness.SIZES]
+        cells = (in_words(change.mean(), half_interval(change)) for change in changes)
+        lines.append((f"`{model}`", f"{whole:.4f}", *cells))
+    return table(("model", "no noise", *(f"{size:.1%}" for size in flatness.SIZES)), lines)
+
+
 def speed_table():
     """For each device a line a figure, with what was measured in bfloat16 beside it."""
     rows, parts = read_csv(speed.RESULTS), []
@@ -200,6 +216,7 @@ TABLES = {
     "single": single_table,
     "contrasts": contrasts_table,
     "answer": answer_table,
+    "flatness": flatness_table,
     "speed": speed_table,
 }
 

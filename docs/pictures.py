@@ -19,8 +19,9 @@ FUNCTIONS = (
 SHOWN_BY_DEPTH = ("relu", "GAAF_relu", "GAAF_relu, peak", "paper", "paper, peak", "bsilu")
 # The groups of rows in the picture.
 GROUPS = {
-    "GAAF": ("paper", "paper, peak", "default", "bsilu"),
+    "GAAF": ("paper", "paper, peak", "default", "default, half the decay", "bsilu"),
     "relu with more weight decay": ("relu, weight decay 2e-4", "weight decay matched"),
+    "relu with a smaller gradient": ("relu, gain 0.93",),
     "AdamW": ("AdamW, paper", "AdamW, paper, peak", "AdamW, default"),
     "ResNet-20 v2": ("v2, paper, peak",),
     "augmented, 200 epochs": (

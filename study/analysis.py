@@ -171,7 +171,7 @@ def differences(found, measure):
     return {
         row: Difference(
             np.mean(values),
-            stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else None,
+            half_interval(values),
             _welch(found[row], measure),
             p.get(row),
             _p_of_equivalence(values) if len(values) >= MANY else None,
@@ -185,6 +185,11 @@ def _differences_by_seed(comparison, measure):
     others = comparison.others_of_same_seeds
     values = (measure(comparison.runs[key]) - measure(others[key]) for key in others)
     return [round(x, 9) for x in values if np.isfinite(x)]  # 0.81 - 0.8 is to be 0.82 - 0.81
+
+
+def half_interval(values):
+    """Half of the 95 % interval of the mean; None for a single value."""
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else None
 
 
 def _p_of_zero(values):
@@ -221,11 +226,12 @@ def _welch(comparison, measure):
 
 def difference_in_words(difference, digits=4):
     """A difference as the tables show it: the mean, and half of the paired interval."""
-    if difference is None:
-        return ""
-    if difference.paired is None:
-        return f"{difference.mean:+.{digits}f}"
-    return f"{difference.mean:+.{digits}f} ± {difference.paired:.{digits}f}"
+    return "" if difference is None else in_words(difference.mean, difference.paired, digits)
+
+
+def in_words(mean, half, digits=4):
+    """A mean with its sign, and half of its interval where there is one."""
+    return f"{mean:+.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
 def p_in_words(p):
