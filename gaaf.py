@@ -570,9 +570,8 @@ def _is_worth_compiling(x):
     """
     if _BACKEND != "tensorflow" or _library.executing_eagerly() or platform.system() == "Darwin":
         return False  # macOS: TensorFlow has no XLA for the GPU there
-    if x.shape.rank is None or x.shape.rank < 2 or not x.shape[1:].is_fully_defined():
-        return False
-    return 0 not in x.shape[1:]
+    has_axes = x.shape.rank is not None and x.shape.rank > 1
+    return has_axes and bool(x.shape[1:].num_elements())  # None if a size is not known
 
 
 def _compiled(function):

@@ -91,7 +91,7 @@ def train(
     data, test = hold_out(load(settings.data), settings.validation, settings.seed)
     devices.require_shareable(settings, data)
     keras.utils.set_random_seed(settings.seed)
-    with devices.parallel(), Run(settings, data, test) as run:
+    with devices.parallel(), Run(settings, data, test, callbacks) as run:
         model = build(settings, data)
         model.compile(
             optimizer=optimizer(settings, model),
@@ -99,8 +99,8 @@ def train(
             metrics=["accuracy"],
             jit_compile=devices.jit_compile(),
         )
-        run.begin(model, callbacks)
-        history = model.fit(epochs=settings.epochs, **run.fit_arguments(callbacks))
+        run.begin(model)
+        history = model.fit(epochs=settings.epochs, **run.fit_arguments())
         run.report()
     return history
 

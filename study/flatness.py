@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 
 from training import Mistake  # noqa: E402
 from training.data import load  # noqa: E402
-from training.evaluate import load_model, require_fitting  # noqa: E402
+from training.evaluate import accuracy_of, load_model, require_fitting  # noqa: E402
 from training.files import read_csv, write_csv  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "flatness.csv"
@@ -53,8 +53,7 @@ def lines_of(path, images):
     for size, draw in [(0, 0), *itertools.product(SIZES, range(DRAWS))]:
         for variable, values in zip(variables, disturbed(weights, size, draw), strict=True):
             variable.assign(values)
-        predicted = model.predict(images.x_test, batch_size=500, verbose=0).argmax(axis=1)
-        accuracy = round(float(np.mean(predicted == images.y_test)), 6)
+        accuracy = accuracy_of(model, images.x_test, images.y_test)
         lines.append({"model": path.stem, "size": size, "draw": draw, "accuracy": accuracy})
     return lines
 

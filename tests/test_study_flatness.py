@@ -53,7 +53,7 @@ def test_the_models_beside_the_results_are_measured_once(npz, tmp_path, monkeypa
     ]
     for first, *quiet, _, _ in (lines[:5], lines[5:]):
         path = results.with_name(f"{first['model']}.keras")
-        plain = accuracy_of(path, data.x_test, data.y_test)
+        plain = accuracy_of(keras.models.load_model(path), data.x_test, data.y_test)
         assert [float(line["accuracy"]) for line in (first, *quiet)] == [plain] * 3
     assert len({line["accuracy"] for line in lines}) > 1
     monkeypatch.setattr(flatness, "lines_of", None)  # nothing is left to measure

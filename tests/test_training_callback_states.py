@@ -288,7 +288,7 @@ def test_what_would_come_back_as_something_else_is_not_kept(what):
         pytest.skip("there it is kept in float32")
     state = callback_states.CallbackStates([callback])
     assert "state" not in state.before[0][0]
-    assert callback_states._names_without_copy(callback) == ["state"]
+    assert callback_states._names_without_copy(callback, state.before[0][0]) == ["state"]
 
 
 class SetsUpFromTheModel(callbacks.Callback):

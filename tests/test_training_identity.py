@@ -181,13 +181,14 @@ def test_settings_of_ones_own(tmp_path, monkeypatch):
 
 
 ARRAYS = [np.zeros((2, 4), "uint8"), np.ones(2, "int32")]
+DIGEST = identity.digest_of_arrays(ARRAYS)
 
 
 @pytest.fixture
 def directory(tmp_path):
     """The directory of a run with the default settings, with Adam, on two images."""
     settings = main.Settings(output_dir=str(tmp_path))
-    known = identity.identity_of(settings, ARRAYS, keras.optimizers.Adam(1e-3))
+    known = identity.identity_of(settings, DIGEST, keras.optimizers.Adam(1e-3))
     known["stretches"] = [{"first_epoch": 1, "sources": identity.sources_of(main.Settings)}]
     (tmp_path / "config.json").write_text(json.dumps(known))
     return tmp_path
@@ -197,7 +198,8 @@ def changed(directory, data=ARRAYS, optimizer=None, **settings):
     """What has changed since that run."""
     optimizer = optimizer or keras.optimizers.Adam(1e-3)
     settings = main.Settings(output_dir=str(directory), **settings)
-    return identity.require_same_run(settings, data=data, optimizer=optimizer)
+    digest = identity.digest_of_arrays(data)
+    return identity.require_same_run(settings, data_digest=digest, optimizer=optimizer)
 
 
 def test_the_same_is_gone_on_with(directory):
@@ -258,11 +260,11 @@ def test_other_settings_are_never_ignored(settings, words, directory):
 
 
 def test_other_data_of_another_name_are_never_ignored(directory):
-    other = [ARRAYS[0] + 1, ARRAYS[1]]
+    other = identity.digest_of_arrays([ARRAYS[0] + 1, ARRAYS[1]])
     moved = main.Settings(output_dir=str(directory), data="digits", ignore_changes=True)
     with pytest.raises(Mistake, match="holds a run with data 'cifar10', not 'digits'; "):
-        identity.require_same_run(moved, data=other)
-    assert identity.require_same_run(moved, data=ARRAYS) == ""  # the same images elsewhere
+        identity.require_same_run(moved, data_digest=other)
+    assert identity.require_same_run(moved, data_digest=DIGEST) == ""  # the same images elsewhere
 
 
 def test_a_run_of_before_a_setting_existed_is_gone_on_with(directory):

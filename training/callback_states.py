@@ -81,15 +81,17 @@ class CallbackStates(keras.callbacks.Callback):
                     callback.append = True  # else it would empty its file
 
     def on_train_begin(self, logs=None):
-        self._tell_what_is_not_kept()
-        for callback, before in zip(self.callbacks, self.before, strict=True):
-            before.append(_attributes_of(callback))
+        now = [_attributes_of(callback) for callback in self.callbacks]
+        self._tell_what_is_not_kept(now)
+        for before, attributes in zip(self.before, now, strict=True):
+            before.append(attributes)
         if self.saved:
             self._give_back()
 
-    def _tell_what_is_not_kept(self):
+    def _tell_what_is_not_kept(self, attributes):
         for number, callback in enumerate(self.callbacks):
-            names = [x for x in _names_without_copy(callback) if (number, x) not in self.told]
+            lost = _names_without_copy(callback, attributes[number])
+            names = [name for name in lost if (number, name) not in self.told]
             self.told |= {(number, name) for name in names}
             if names:
                 self._say(
@@ -117,10 +119,11 @@ class CallbackStates(keras.callbacks.Callback):
 
     def as_bytes(self):
         """The states of all callbacks now, as an .npz file."""
-        self._tell_what_is_not_kept()  # which may have become more
+        attributes = [_attributes_of(callback) for callback in self.callbacks]
+        self._tell_what_is_not_kept(attributes)  # which may have become more
         states, arrays = [], {}
         for number, callback in enumerate(self.callbacks):
-            now, before = _attributes_of(callback), self.before[number]
+            now, before = attributes[number], self.before[number]
             names = [k for k, v in now.items() if any(each.get(k) != v for each in before)]
             names += [k for k in self.given_back[number] if k in now and k not in names]
             state = {name: _plain(getattr(callback, name), arrays) for name in names}
@@ -143,11 +146,10 @@ def _attributes_of(callback):
     return {name: value for name, value in found.items() if name not in OF_KERAS}
 
 
-def _names_without_copy(callback):
+def _names_without_copy(callback, kept):
     """The attributes of a user's own callback that hold a state which cannot be kept."""
     if type(callback).__module__.partition(".")[0] == "keras":  # tested, each of them
         return []
-    kept = _attributes_of(callback)
     return [
         name
         for name, value in vars(callback).items()

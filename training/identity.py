@@ -36,11 +36,11 @@ def directory_of(settings):
     return Path("runs") / f"{data}-{network}-{settings.activation}-{digest}"
 
 
-def identity_of(settings, data=None, optimizer=None):
+def identity_of(settings, data_digest=None, optimizer=None):
     """What config.json keeps to tell a run from others; without data and optimizer until known."""
     identity = {"settings": dataclasses.asdict(settings)}
-    if data is not None:
-        identity["data"] = digest_of_arrays(data)
+    if data_digest is not None:
+        identity["data"] = data_digest
     if optimizer is not None:
         identity["optimizer"] = config_of(optimizer)
     return identity

@@ -9,7 +9,13 @@ from training.callback_states import CallbackStates, require_averages
 from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_text
-from training.identity import config_in, directory_of, identity_of, require_same_run
+from training.identity import (
+    config_in,
+    digest_of_arrays,
+    directory_of,
+    identity_of,
+    require_same_run,
+)
 from training.model import make_variables
 
 
@@ -23,15 +29,17 @@ class Run(contextlib.ExitStack):
         data: `Data`. `fit` trains on its training images, and tests on its test images after each
             epoch. With validation, these are the images held out.
         test: With validation, the (images, labels) to test on at the end; else None.
+        callbacks: The user's own.
 
     Raises:
         Mistake: if the directory holds another run, or another process trains in it.
     """
 
-    def __init__(self, settings, data, test=None):
+    def __init__(self, settings, data, test=None, callbacks=()):
         super().__init__()
-        self.settings, self.data, self.test = settings, data, test
-        require_same_run(settings, data=self._arrays())
+        self.settings, self.data, self.test, self.callbacks = settings, data, test, callbacks
+        self.data_digest = digest_of_arrays([*data, *(test or ())])
+        require_same_run(settings, data_digest=self.data_digest)
         self.directory = directory_of(settings)
         self.checkpoints = Checkpoints(self.directory)
         self.leads = devices.process()[0] == 0
@@ -44,11 +52,7 @@ class Run(contextlib.ExitStack):
         self.epochs_done = len(self.rows)
         return self
 
-    def _arrays(self):
-        """All images and labels that the run has to do with."""
-        return [*self.data, *(self.test or ())]
-
-    def begin(self, model, callbacks=()):
+    def begin(self, model):
         """Puts the state that the run goes on from into a compiled model, and says so.
 
         Raises:
@@ -56,13 +60,14 @@ class Run(contextlib.ExitStack):
                 callback that this optimizer does not suit.
         """
         self._require_checkpoint()
-        require_averages(callbacks, model.optimizer)
+        require_averages(self.callbacks, model.optimizer)
         make_variables(model)
         tensorflow_cpu.shrink_graph(model)
-        changed = require_same_run(self.settings, data=self._arrays(), optimizer=model.optimizer)
+        known = {"data_digest": self.data_digest, "optimizer": model.optimizer}
+        changed = require_same_run(self.settings, **known)
         before = None if self.settings.overwrite else config_in(self.directory)
         self.config = {
-            **identity_of(self.settings, self._arrays(), model.optimizer),
+            **identity_of(self.settings, **known),
             **report.describe(self.settings, model, self.data, self.test),
             "stretches": report.stretches(before, self.settings, self.epochs_done),
         }
@@ -102,15 +107,16 @@ class Run(contextlib.ExitStack):
         text = json.dumps(self.config | changes, indent=2) + "\n"
         write_text(self.directory / "config.json", text)
 
-    def fit_arguments(self, callbacks=()):
-        """The arguments of `fit` in this run, but for the epochs; with the user's own callbacks."""
+    def fit_arguments(self):
+        """The arguments of `fit` in this run, but for the epochs."""
         fed = batches.feed(self.settings, self.data, self.epochs_done)
-        states = CallbackStates(callbacks, self.checkpoints.callbacks(self.epochs_done), self.leads)
+        saved = self.checkpoints.callbacks(self.epochs_done)
+        states = CallbackStates(self.callbacks, saved, self.leads)
         first, last = callbacks_of(self, fed["steps_per_epoch"], states)
         shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
         return {
             **fed,
-            "callbacks": [self.signals, *first, *callbacks, states, *last],
+            "callbacks": [self.signals, *first, *self.callbacks, states, *last],
             "verbose": shown if self.leads else 0,
         }
 
@@ -130,13 +136,13 @@ class Run(contextlib.ExitStack):
         )
 
     def _test_models(self):
-        from training.evaluate import accuracy_of
+        from training.evaluate import accuracy_of, load_model
 
         before = config_in(self.directory)
         if "test_accuracy" not in before or len(self.rows) > self.epochs_done:
             with devices.without_distribution():
                 found = {
-                    name: accuracy_of(self.directory / name, *self.test)
+                    name: accuracy_of(load_model(self.directory / name), *self.test)
                     for name in ("final.keras", "best.keras")
                 }
             self.config = before
