@@ -176,7 +176,7 @@ def contrasts_table():
             cells = [len(found[row].others_of_same_seeds), *_in_cells(difference)]
         lines.append((f"{row} − {other}", prediction, *cells))
     header = ("difference of test accuracy", "prediction", "runs", "paired", "unpaired")
-    return table((*header, "p", f"p of equality (±{analysis.MARGIN})"), lines)
+    return table((*header, "p, not corrected", f"p of equality (±{analysis.MARGIN})"), lines)
 
 
 def flatness_table():
