@@ -286,9 +286,9 @@ def test_what_would_come_back_as_something_else_is_not_kept(what):
     callback.state = UNKEEPABLE[what]
     if what.startswith("a tensor") and BACKEND == "torch":
         pytest.skip("there it is kept in float32")
-    state = callback_states.CallbackStates([callback])
-    assert "state" not in state.before[0][0]
-    assert callback_states._names_without_copy(callback, state.before[0][0]) == ["state"]
+    attributes = callback_states._attributes_of(callback)
+    assert "state" not in attributes
+    assert callback_states._names_without_copy(callback, attributes) == ["state"]
 
 
 class SetsUpFromTheModel(callbacks.Callback):

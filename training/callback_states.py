@@ -70,48 +70,42 @@ class CallbackStates(keras.callbacks.Callback):
 
     def __init__(self, callbacks, saved=None, speaks=True):
         super().__init__()
-        self.callbacks, self.saved, self.speaks = list(callbacks), saved, speaks
-        self.before = [[_attributes_of(callback)] for callback in self.callbacks]
-        # The names of what was given back. It is kept again, even if it does not change any more.
-        self.given_back = [set() for _ in self.callbacks]
-        self.told = set()
+        self.states = [_CallbackState(callback) for callback in callbacks]
+        self.saved, self.speaks = saved, speaks
         if saved:
-            for callback in self.callbacks:
+            for callback in callbacks:
                 if isinstance(callback, keras.callbacks.CSVLogger):
                     callback.append = True  # else it would empty its file
 
     def on_train_begin(self, logs=None):
-        now = [_attributes_of(callback) for callback in self.callbacks]
-        self._tell_what_is_not_kept(now)
-        for before, attributes in zip(self.before, now, strict=True):
-            before.append(attributes)
+        for state in self.states:
+            state.before.append(self._attributes_now(state))
         if self.saved:
             self._give_back()
 
-    def _tell_what_is_not_kept(self, attributes):
-        for number, callback in enumerate(self.callbacks):
-            lost = _names_without_copy(callback, attributes[number])
-            names = [name for name in lost if (number, name) not in self.told]
-            self.told |= {(number, name) for name in names}
-            if names:
-                self._say(
-                    f"Callback {type(callback).__name__}: a run that goes on cannot give back what "
-                    f"is in {', '.join(names)}; allowed are numbers, text, lists, arrays and None"
-                )
+    def _attributes_now(self, state):
+        """The attributes of a callback that can be kept. Names the others, each of them once."""
+        attributes = _attributes_of(state.callback)
+        lost = _names_without_copy(state.callback, attributes)
+        names = [name for name in lost if name not in state.told]
+        state.told.update(names)
+        if names:
+            self._say(
+                f"Callback {state.kind}: a run that goes on cannot give back what is in "
+                f"{', '.join(names)}; allowed are numbers, text, lists, arrays and None"
+            )
+        return attributes
 
     def _give_back(self):
         with np.load(io.BytesIO(self.saved)) as archive:
-            states = json.loads(str(archive["states"]))
+            saved = json.loads(str(archive["states"]))
             arrays = {name: archive[name] for name in archive.files}
-        for number, callback in enumerate(self.callbacks):
-            kind, state = states[number] if number < len(states) else ("none", {})
-            if kind == type(callback).__name__:
-                vars(callback).update({k: _restored(v, arrays) for k, v in state.items()})
-                self.given_back[number] |= state.keys()
+        for number, state in enumerate(self.states):
+            kind, attributes = saved[number] if number < len(saved) else ("none", {})
+            if kind == state.kind:
+                state.give_back(attributes, arrays)
             else:
-                self._say(
-                    f"Callback {type(callback).__name__} begins anew: in its place there was {kind}"
-                )
+                self._say(f"Callback {state.kind} begins anew: in its place there was {kind}")
 
     def _say(self, text):
         if self.speaks:
@@ -119,18 +113,36 @@ class CallbackStates(keras.callbacks.Callback):
 
     def as_bytes(self):
         """The states of all callbacks now, as an .npz file."""
-        attributes = [_attributes_of(callback) for callback in self.callbacks]
-        self._tell_what_is_not_kept(attributes)  # which may have become more
-        states, arrays = [], {}
-        for number, callback in enumerate(self.callbacks):
-            now, before = attributes[number], self.before[number]
-            names = [k for k, v in now.items() if any(each.get(k) != v for each in before)]
-            names += [k for k in self.given_back[number] if k in now and k not in names]
-            state = {name: _plain(getattr(callback, name), arrays) for name in names}
-            states.append((type(callback).__name__, state))
+        arrays = {}
+        states = []
+        for state in self.states:
+            now = self._attributes_now(state)  # what cannot be kept may have become more
+            states.append((state.kind, state.changed(now, arrays)))
         file = io.BytesIO()
         np.savez(file, states=np.array(json.dumps(states)), **arrays)
         return file.getvalue()
+
+
+class _CallbackState:
+    """What one callback remembers."""
+
+    def __init__(self, callback):
+        self.callback, self.kind = callback, type(callback).__name__
+        # Its attributes when `main.train` got it. Those after its `on_train_begin` follow.
+        self.before = [_attributes_of(callback)]
+        # The names of what was given back. It is kept again, even if it does not change any more.
+        self.given_back = set()
+        self.told = set()  # the names of what cannot be kept
+
+    def changed(self, now, arrays):
+        """{name: value as JSON holds it} of the attributes to keep; arrays go into `arrays`."""
+        names = [k for k, v in now.items() if any(each.get(k) != v for each in self.before)]
+        names += [k for k in self.given_back if k in now and k not in names]
+        return {name: _plain(getattr(self.callback, name), arrays) for name in names}
+
+    def give_back(self, attributes, arrays):
+        vars(self.callback).update({k: _restored(v, arrays) for k, v in attributes.items()})
+        self.given_back |= attributes.keys()
 
 
 def _attributes_of(callback):
