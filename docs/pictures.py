@@ -74,11 +74,15 @@ def plot_study(path):
         names = plot_differences(axes, differences(found, measure))
         axes.axvline(0, color="k", lw=1)
         axes.grid(alpha=0.3, axis="x")
-    left.set_yticks([-y for y in range(len(names))], names)
+    numbers = {row: len(each.others_of_same_seeds) for row, each in found.items()}
+    labels = [f"{name} ({numbers[name]})" if name in numbers else name for name in names]
+    left.set_yticks([-y for y in range(len(names))], labels)
+    left.locator_params(axis="x", nbins=5)
     left.axvspan(-analysis.MARGIN, analysis.MARGIN, color="k", alpha=0.1)
     left.set(xlabel=f"test accuracy − relu's (grey: within ±{analysis.MARGIN})")
-    right.set(xlabel="training loss − relu's")
-    figure.suptitle("means of several seeds, with their 95 % intervals", fontsize="medium")
+    right.set(xlabel="training loss (with the penalty) − relu's")
+    title = "mean (number of runs) and its 95 % interval, not corrected for the number of rows"
+    figure.suptitle(title, fontsize="medium")
     save(figure, path, analysis.RESULTS)
 
 
