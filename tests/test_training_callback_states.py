@@ -291,6 +291,16 @@ def test_what_would_come_back_as_something_else_is_not_kept(what):
     assert callback_states._names_without_copy(callback, attributes) == ["state"]
 
 
+def test_a_new_shape_of_an_array_and_a_user_s_own_validation_data_come_back():
+    callback, later = Mine(), Mine()
+    callback.state, callback.validation_data = np.zeros(4), 1
+    states = callback_states.CallbackStates([callback])
+    states.on_train_begin()
+    callback.state, callback.validation_data = callback.state.reshape(2, 2), 2
+    callback_states.CallbackStates([later], states.as_bytes()).on_train_begin()
+    assert later.state.shape == (2, 2) and later.validation_data == 2
+
+
 class SetsUpFromTheModel(callbacks.Callback):
     """What it takes from the model in the beginning decides all epochs."""
 

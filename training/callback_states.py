@@ -16,11 +16,14 @@ from training.console import say
 
 MEMBER = "callbacks.npz"  # inside a checkpoint
 # What Keras itself puts into every callback.
-OF_KERAS = {"_model", "params", "validation_data"}
+OF_KERAS = {"_model", "params"}
 
 
 def require_compatible(settings, callbacks):
-    """Raises `Mistake` for what is no callback, or one that a run, or its schedule, would undo."""
+    """Raises `Mistake` for an object that is no callback, and for two of Keras' callbacks.
+
+    These are BackupAndRestore, and ReduceLROnPlateau with a schedule that sets the rate itself.
+    """
     for callback in callbacks:
         if not isinstance(callback, keras.callbacks.Callback):
             raise Mistake(
@@ -51,20 +54,20 @@ def require_averages(callbacks, optimizer):
 
 
 class CannotKeep(TypeError):
-    """A value is not a number, text, None, an array, or a list, tuple or dictionary of these."""
+    """A value has none of the types that `_plain` knows."""
 
 
 class CallbackStates(keras.callbacks.Callback):
     """Gives callbacks back what they remembered after the epoch that a run goes on from.
 
-    The state of a callback is the attributes that have changed since `main.train` got it, or since
-    its own `on_train_begin`. The others keep the values that they have now: so a run may go on with
-    another patience. This callback comes after the user's, as many of them forget everything in
-    `on_train_begin`.
+    The state of a callback is the attributes that differ from one of two snapshots: that of the
+    start, or that after its own `on_train_begin`. What was once given back is kept again. All other
+    attributes stay as the user gives them now: so a run may go on with another patience. This
+    callback comes after the user's, as many of them forget everything in `on_train_begin`.
 
     Args:
-        callbacks: Those of the user.
-        saved: What `as_bytes` returned after that epoch; None if the run begins now.
+        callbacks: Those of the user. A state belongs to a place in the list, and to a class's name.
+        saved: What `as_bytes` returned after that epoch; None if there is nothing to give back.
         speaks: Whether to say what cannot be kept. Of several processes one does.
     """
 
@@ -79,7 +82,7 @@ class CallbackStates(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         for state in self.states:
-            state.before.append(self._attributes_now(state))
+            state.snapshots.append(self._attributes_now(state))
         if self.saved:
             self._give_back()
 
@@ -92,7 +95,8 @@ class CallbackStates(keras.callbacks.Callback):
         if names:
             self._say(
                 f"Callback {state.kind}: a run that goes on cannot give back what is in "
-                f"{', '.join(names)}; allowed are numbers, text, lists, arrays and None"
+                f"{', '.join(names)}; allowed are numbers, text, None, paths, arrays, tensors, and "
+                "lists, tuples and dictionaries of these"
             )
         return attributes
 
@@ -117,7 +121,7 @@ class CallbackStates(keras.callbacks.Callback):
         states = []
         for state in self.states:
             now = self._attributes_now(state)  # what cannot be kept may have become more
-            states.append((state.kind, state.changed(now, arrays)))
+            states.append((state.kind, state.to_keep(now, arrays)))
         file = io.BytesIO()
         np.savez(file, states=np.array(json.dumps(states)), **arrays)
         return file.getvalue()
@@ -128,15 +132,16 @@ class _CallbackState:
 
     def __init__(self, callback):
         self.callback, self.kind = callback, type(callback).__name__
-        # Its attributes when `main.train` got it. Those after its `on_train_begin` follow.
-        self.before = [_attributes_of(callback)]
-        # The names of what was given back. It is kept again, even if it does not change any more.
+        # Two snapshots of the attributes. The first shows what `on_train_begin` sets. The second
+        # comes after it, and shows what was reset there and came back to its old value.
+        self.snapshots = [_attributes_of(callback)]
+        # The names of what was given back. In an object that trains twice, both snapshots have it.
         self.given_back = set()
-        self.told = set()  # the names of what cannot be kept
+        self.told = set()  # the names of what cannot be kept, once the user has been told
 
-    def changed(self, now, arrays):
-        """{name: value as JSON holds it} of the attributes to keep; arrays go into `arrays`."""
-        names = [k for k, v in now.items() if any(each.get(k) != v for each in self.before)]
+    def to_keep(self, now, arrays):
+        """{name: value as JSON holds it} of the state; arrays go into the dictionary `arrays`."""
+        names = [k for k, v in now.items() if any(each.get(k) != v for each in self.snapshots)]
         names += [k for k in self.given_back if k in now and k not in names]
         return {name: _plain(getattr(self.callback, name), arrays) for name in names}
 
@@ -152,7 +157,7 @@ def _attributes_of(callback):
         try:
             arrays = {}
             plain = _plain(value, arrays)
-            found[name] = plain, {k: (x.dtype.str, x.tobytes()) for k, x in arrays.items()}
+            found[name] = plain, {k: (x.dtype.str, x.shape, x.tobytes()) for k, x in arrays.items()}
         except (CannotKeep, RecursionError):
             continue
     return {name: value for name, value in found.items() if name not in OF_KERAS}
