@@ -85,16 +85,19 @@ def test_the_picture_of_the_study_shows_its_results(drawn):
     found = make.study()
     names = [label.get_text() for label in left.get_yticklabels()]
     shown = [name for name in names if not name.endswith(":")]
-    several = [row for row, x in found.items() if len(x.runs) > 1 and x.others]
+    several = {
+        f"{row} ({len(x.others_of_same_seeds)})": row
+        for row, x in found.items()
+        if len(x.runs) > 1 and x.others
+    }
     assert sorted(shown) == sorted(several)
     for axes, measure in ((left, pictures.accuracy), (right, pictures.loss)):
         differences = pictures.differences(found, measure)
-        for row, points in zip(shown, axes.containers, strict=True):
-            assert points.lines[0].get_xydata().tolist() == [
-                [differences[row].mean, -names.index(row)]
-            ]
+        for name, points in zip(shown, axes.containers, strict=True):
+            mean, half, *_ = differences[several[name]]
+            assert points.lines[0].get_xydata().tolist() == [[mean, -names.index(name)]]
             low, high = points.lines[2][0].get_segments()[0][:, 0]
-            assert (high - low) / 2 == pytest.approx(differences[row].paired)
+            assert (high - low) / 2 == pytest.approx(half)
 
 
 @once
