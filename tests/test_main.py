@@ -384,8 +384,8 @@ def test_callbacks_metrics_and_schedules_of_ones_own(npz, tmp_path, monkeypatch,
     said = capsys.readouterr().out
     rows = read_history(tmp_path / "run" / "history.csv")
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert "RMSprop from a schedule of its own" in said
-    assert "Stopped by a callback after epoch 2 of 5" in said
+    assert "RMSprop from rates of its own" in said
+    assert "Stopped after epoch 2 of 5" in said
     first = ["epoch", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy"]
     assert list(rows[0]) == [*first, "top3", "val_top3", "seconds"]
     assert [row["seconds"] for row in rows] == [0, 10] == history.history["seconds"]

@@ -26,18 +26,16 @@ def small(npz, monkeypatch, tmp_path):
     """A network that trains within a second; returns the settings of a run of it by name."""
 
     def build(settings, data):
-        network = keras.Sequential(
+        return keras.Sequential(
             [
-                keras.Input(data.image_shape),
+                keras.Input(data.image_shape, dtype="uint8"),
+                layers.Rescaling(1 / 255, dtype="float32"),
                 layers.AveragePooling2D(8),
                 layers.Flatten(),
-                layers.Dense(8),
-                layers.Activation(gaaf.GAAF("relu"), name="first_act"),
-                layers.Dense(data.num_classes, "softmax"),
+                layers.Dense(8, gaaf.GAAF("relu")),
+                layers.Dense(data.num_classes, "softmax", name="classifier"),
             ]
         )
-        raw = keras.Input(data.image_shape, dtype="uint8")
-        return keras.Sequential([raw, layers.Rescaling(1 / 255, dtype="float32"), network])
 
     def settings(name, epochs=5):
         directory = tmp_path / name
@@ -348,6 +346,33 @@ def test_other_callbacks_begin_anew(small, capsys):
     assert mine.seen == {"epochs": 1}
 
 
+def test_a_callback_that_is_left_out_is_named_if_it_remembered_anything(small, capsys):
+    main.train(small("run", epochs=1), [callbacks.Callback(), Stop(), Mine()])
+    main.train(small("run", epochs=2), [callbacks.Callback()])
+    said = capsys.readouterr().out
+    assert "Callback Mine is not given any more: what it remembered is lost" in said
+    main.train(small("run", epochs=3))
+    assert "is not given any more" not in capsys.readouterr().out
+
+
+def test_a_new_file_of_a_csv_logger_gets_a_header(small, tmp_path):
+    main.train(small("run", epochs=1), [callbacks.CSVLogger(tmp_path / "first.csv")])
+    main.train(small("run", epochs=2), [callbacks.CSVLogger(tmp_path / "second.csv")])
+    header, row = (tmp_path / "second.csv").read_text().splitlines()
+    assert header.startswith("epoch,") and row.startswith("1,")
+
+
+def test_averages_of_one_of_several_optimizers_are_enough(small, monkeypatch, tmp_path):
+    def optimizers(settings, network):
+        average = keras.optimizers.SGD(0.1, use_ema=True, name="average")
+        adam = keras.optimizers.Adam(name="adam")
+        choice = keras.optimizers.OptimizerMap(average, {"classifier/.*": adam})
+        return keras.optimizers.MultiOptimizer(choice)
+
+    monkeypatch.setattr(model, "optimizer", optimizers)
+    compare(["SwapEMAWeights"], small, tmp_path)
+
+
 class StopsWithin(callbacks.Callback):
     def __init__(self, epoch, step):
         super().__init__()
@@ -375,7 +400,7 @@ def test_an_epoch_that_a_callback_ends_within_is_not_kept(small, tmp_path, capsy
 
 def test_an_epoch_that_ends_with_its_last_step_is_whole(small, tmp_path, capsys):
     main.train(small("run"), [StopsWithin(2, 4)])
-    assert "Stopped by a callback after epoch 2 of 5" in capsys.readouterr().out
+    assert "Stopped after epoch 2 of 5" in capsys.readouterr().out
 
 
 def test_an_epoch_that_keras_cuts_short_is_not_kept(small, tmp_path, capsys, monkeypatch):

@@ -137,7 +137,7 @@ SETTINGS = main.Settings(depth=8, batch_size=16)
 
 
 def trained(small_graph, monkeypatch, optimizer="adam", **compiled):
-    monkeypatch.setattr(tensorflow_cpu, "LAYERS", 0 if small_graph else 1000)
+    monkeypatch.setattr(tensorflow_cpu, "DEEP", 0 if small_graph else 1000)
     keras.utils.set_random_seed(0)
     model = build(SETTINGS, Data(X, Y, X, Y))
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False, **compiled)

@@ -46,7 +46,8 @@ def require_averages(callbacks, optimizer):
     """Raises `Mistake` for `SwapEMAWeights` with an optimizer that averages no weights."""
     swaps = any(isinstance(x, keras.callbacks.SwapEMAWeights) for x in callbacks)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if swaps and not optimizer.use_ema:
+    optimizers = getattr(optimizer, "optimizers", [optimizer])  # of a MultiOptimizer
+    if swaps and not any(each.use_ema for each in optimizers):
         raise Mistake(
             "callbacks: allowed with SwapEMAWeights is an optimizer with use_ema=True, in the line "
             f"optimizer=… of main.py; received {type(optimizer).__name__} without it"
@@ -75,10 +76,9 @@ class CallbackStates(keras.callbacks.Callback):
         super().__init__()
         self.states = [_CallbackState(callback) for callback in callbacks]
         self.saved, self.speaks = saved, speaks
-        if saved:
-            for callback in callbacks:
-                if isinstance(callback, keras.callbacks.CSVLogger):
-                    callback.append = True  # else it would empty its file
+        for state in self.states:
+            if saved and isinstance(state.callback, keras.callbacks.CSVLogger):
+                state.callback.append = True  # else it would empty its file
 
     def on_train_begin(self, logs=None):
         for state in self.states:
@@ -110,6 +110,9 @@ class CallbackStates(keras.callbacks.Callback):
                 state.give_back(attributes, arrays)
             else:
                 self._say(f"Callback {state.kind} begins anew: in its place there was {kind}")
+        for kind, attributes in saved[len(self.states) :]:
+            if attributes:
+                self._say(f"Callback {kind} is not given any more: what it remembered is lost")
 
     def _say(self, text):
         if self.speaks:
@@ -146,6 +149,8 @@ class _CallbackState:
         return {name: _plain(getattr(self.callback, name), arrays) for name in names}
 
     def give_back(self, attributes, arrays):
+        if isinstance(self.callback, keras.callbacks.CSVLogger):
+            attributes.pop("append_header", None)  # Keras has looked whether its file has a header
         vars(self.callback).update({k: _restored(v, arrays) for k, v in attributes.items()})
         self.given_back |= attributes.keys()
 

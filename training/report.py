@@ -13,19 +13,17 @@ from training.checkpoints import Checkpoints, best_of
 from training.console import say
 from training.files import FILES, FOLDERS
 from training.identity import config_in, sources_of
-from training.model import activations_of
+from training.model import activation_of
 
 
 def describe(settings, model, data, test=None):
     """What config.json says of a run for its reader, beside what tells the run from others."""
-    network = model.layers[-1]
-    activation = activations_of(network)[0].activation
     images = {"training": len(data.x_train), "test": len(data.x_test)}
     if test:
         images |= {"validation": len(data.x_test), "test": len(test[0])}
     return {
-        "network": {"name": network.name, "parameters": network.count_params()},
-        "activation": {"name": settings.activation} | parameters_of(activation),
+        "network": {"name": model.name, "parameters": model.count_params()},
+        "activation": {"name": settings.activation} | parameters_of(activation_of(settings)),
         "images": images,
     }
 
@@ -87,7 +85,7 @@ def announce(config, directory):
         device = f"{now['devices']} × {device}, which share each batch"
     faster = devices.bfloat16_wins() and settings["precision"] == "float32"
     by, rate = config["optimizer"]["name"], config["optimizer"].get("learning_rate")
-    rate = f"{rate:g}" if isinstance(rate, float) else "a schedule of its own"
+    rate = f"{rate:g}" if isinstance(rate, float) else "rates of its own"
     images = ", ".join(f"{n:,} {what} images" for what, n in config["images"].items())
     lines = {
         "network": "{name}, {parameters:,} parameters".format(**config["network"]),
@@ -118,7 +116,7 @@ def summarise(settings, directory, rows, trained):
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(ended))
         say(f"Nothing to train: this run ended on {day}; its result:")
     elif len(rows) < settings.epochs:
-        say(f"Stopped by a callback after epoch {len(rows)} of {settings.epochs}")
+        say(f"Stopped after epoch {len(rows)} of {settings.epochs}")
     if "val_accuracy" in last:
         say(
             f"{'Validation' if settings.validation else 'Test'} accuracy: "
