@@ -166,6 +166,20 @@ def test_an_adam_with_another_formula_is_left_to_keras(monkeypatch):
 
 
 @tensorflow
+def test_an_adam_whose_variables_share_a_path_is_left_to_keras(monkeypatch):
+    def network():
+        x = keras.Input((4,))
+        return keras.Model(x, keras.layers.Dense(4, name="dense")(x))
+
+    monkeypatch.setattr(tensorflow_cpu, "DEEP", 0)
+    model = keras.Sequential([keras.Input((4,)), network(), network()])
+    model.compile("adam", "mse", jit_compile=False)
+    make_variables(model)
+    tensorflow_cpu.shrink_graph(model)
+    assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
+
+
+@tensorflow
 @pytest.mark.parametrize("settings", [{}, {"wave": "none"}, {"precision": "mixed_bfloat16"}])
 def test_tensorflow_can_optimise_the_graph(settings, monkeypatch, capfd):
     model = model_of(True, monkeypatch, **settings)

@@ -116,9 +116,12 @@ def shrink_graph(model):
     if not is_deep:
         return
     model.train_function = _train_function(model)
-    plain = type(model.optimizer) is keras.optimizers.Adam and not model.optimizer.amsgrad
-    if plain and _steps_as_keras(_adam_step):
-        model.optimizer.update_step = _adam_step(model.optimizer, model.trainable_variables)
+    optimizer = model.optimizer
+    plain = type(optimizer) is keras.optimizers.Adam and not optimizer.amsgrad
+    # `_adam_step` finds the state of a variable by its path, which two networks in one may share.
+    has_own_paths = len({x.path for x in optimizer.variables}) == len(optimizer.variables)
+    if plain and has_own_paths and _steps_as_keras(_adam_step):
+        optimizer.update_step = _adam_step(optimizer, model.trainable_variables)
 
 
 def _train_function(model):
