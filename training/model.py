@@ -180,8 +180,3 @@ def learning_rate_at(epoch, settings):
             if epoch * 200 >= mark * settings.epochs:
                 return rate * factor
     return rate
-
-
-def activations_of(network):
-    """The activation layers of a ResNet, from the first to the last."""
-    return [layer for layer in network.layers if "_act" in layer.name]

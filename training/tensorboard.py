@@ -6,7 +6,6 @@ import keras
 
 import gaaf
 from training.files import own_files, writing
-from training.model import activations_of
 
 
 def write_event(writer, epoch, summary):
@@ -86,5 +85,5 @@ class GradientHistograms(keras.callbacks.Callback):
 
 def inputs_of_activations(network):
     """A model from the input of a ResNet to the inputs of its activations, by layer."""
-    inputs = {layer.name: layer.input for layer in activations_of(network)}
+    inputs = {layer.name: layer.input for layer in network.layers if "_act" in layer.name}
     return keras.Model(network.input, inputs)
