@@ -134,8 +134,10 @@ def _in_cells(difference):
 
 def _setups(found):
     """What the runs of a row were made on, with their number."""
-    groups = [group for group, _ in found.others_of_same_seeds]
-    setups = (f"{group.device} {group.precision.removeprefix('mixed_')}" for group in groups)
+    setups = (
+        f"{group.device.partition(':')[0]} {group.precision.removeprefix('mixed_')}"
+        for group, _ in found.others_of_same_seeds
+    )
     return ", ".join(f"{n} {setup}" for setup, n in collections.Counter(setups).most_common())
 
 

@@ -20,8 +20,8 @@ MANY = 8  # seeds: with fewer the equivalence test shows nothing
 def key_of(line):
     """What tells a line of the results from the others.
 
-    That is (row, seed, epochs, data, settings, *setup, sources). The setup is the kind of device,
-    versions and precision: other ones round in other ways. A row made by other code is another one.
+    That is (row, seed, epochs, data, settings, *setup, sources). The setup is the device, versions
+    and precision: other ones round in other ways. A row made by other code is another one.
     """
     columns = "row", "seed", "epochs", "data", "sources"
     *run, sources = (str(line[column]) for column in columns)

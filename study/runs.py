@@ -188,12 +188,12 @@ def print_setup():
     """Prints what a training would run on now, as its line of the results would say."""
     from training import devices, report
 
-    print(json.dumps([devices.kind(), versions_in_words(report.versions())]))
+    print(json.dumps([devices.name(), versions_in_words(report.versions())]))
 
 
 @functools.cache
 def setup():
-    """The kind of device, and the versions, that a training would have now.
+    """The device, and the versions, that a training would have now.
 
     Another process looks: Keras, once imported, would keep memory of a GPU.
     """

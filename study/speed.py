@@ -163,11 +163,9 @@ def with_new(rows, new):
 
 def where():
     """The machine and the versions that figures are of."""
-    processor = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1]
-    device = f"{os.cpu_count()} cores of {processor}"
-    if devices.kind() != "CPU":
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        device = subprocess.check_output(asked, text=True).splitlines()[0]
+    kind, _, device = devices.name().partition(": ")
+    if kind == "CPU":
+        device = f"{os.cpu_count()} cores of {device}"
     return {"device": device, "versions": versions_in_words(report.versions())}
 
 

@@ -123,7 +123,7 @@ def train(name, data, source, epochs):
         def on_epoch_end(self, epoch, logs=None):
             gradients.append(kernel_gradients(self.model, x, y))
 
-    callbacks = [LearningRate(settings), Look()]
+    callbacks = [LearningRate(settings, network.optimizer), Look()]
     given = batches.feed(settings, data)
     history = network.fit(**given, epochs=epochs, callbacks=callbacks, verbose=2).history
     return {

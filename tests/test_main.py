@@ -384,7 +384,7 @@ def test_callbacks_metrics_and_schedules_of_ones_own(npz, tmp_path, monkeypatch,
     said = capsys.readouterr().out
     rows = read_history(tmp_path / "run" / "history.csv")
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert "RMSprop from rates of its own" in said
+    assert "RMSprop, schedule ExponentialDecay, float32" in said
     assert "Stopped after epoch 2 of 5" in said
     first = ["epoch", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy"]
     assert list(rows[0]) == [*first, "top3", "val_top3", "seconds"]
@@ -422,12 +422,43 @@ def test_a_schedule_among_ones_callbacks_has_the_last_word():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.5), "mse")
     theirs = keras.callbacks.LearningRateScheduler(lambda epoch: 0.25 / (epoch + 1))
-    ours = LearningRate(main.Settings(epochs=2))
+    ours = LearningRate(main.Settings(epochs=2), model.optimizer)
     x = np.ones((4, 2), "float32")
     history = model.fit(x, x[:, :1], epochs=2, callbacks=[ours, theirs], verbose=0)
     assert history.history["learning_rate"] == pytest.approx([0.25, 0.125])
     history = model.fit(x, x[:, :1], epochs=2, callbacks=[ours], verbose=0)
-    assert history.history["learning_rate"] == pytest.approx([1e-3, 1e-4])
+    assert history.history["learning_rate"] == pytest.approx([0.5, 0.05])
+
+
+@once
+def test_the_schedule_begins_with_the_rate_of_ones_own_optimizer(npz, tmp_path, monkeypatch):
+    settings = main.Settings(
+        **{"depth": 8, "data": str(npz), "epochs": 2, "batch_size": 64, "activation": "relu"},
+        output_dir=str(tmp_path / "run"),
+    )
+    for epochs in (2, 3):  # the second one goes on
+        with monkeypatch.context() as patch:
+            compiled_with(patch, optimizer=keras.optimizers.Lion(2e-4))
+            main.train(dataclasses.replace(settings, epochs=epochs))
+    rates = [row["learning_rate"] for row in read_history(tmp_path / "run" / "history.csv")]
+    assert rates == pytest.approx([2e-4, 2e-5, 2e-6])
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="new in Keras 3.15")
+@once
+def test_each_of_several_optimizers_has_a_rate_of_its_own(npz, tmp_path, monkeypatch, capsys):
+    sgd, adam = keras.optimizers.SGD(0.5, name="sgd"), keras.optimizers.Adam(0.25, name="adam")
+    choice = keras.optimizers.OptimizerMap(sgd, {"classifier/.*": adam})
+    compiled_with(monkeypatch, optimizer=keras.optimizers.MultiOptimizer(choice))
+    settings = main.Settings(
+        **{"depth": 8, "data": str(npz), "epochs": 2, "batch_size": 64, "activation": "relu"},
+        output_dir=str(tmp_path / "run"),
+    )
+    main.train(settings)
+    assert "MultiOptimizer, schedule step, float32" in capsys.readouterr().out
+    rows = read_history(tmp_path / "run" / "history.csv")
+    assert [row["learning_rate_sgd"] for row in rows] == pytest.approx([0.5, 0.05])
+    assert [row["learning_rate_adam"] for row in rows] == pytest.approx([0.25, 0.025])
 
 
 @once

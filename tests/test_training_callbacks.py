@@ -7,9 +7,10 @@ import threading
 import keras
 import pytest
 from backends import once
+from trainings import contents, stops_with
 
 import main
-from training import Mistake, callback_states, callbacks
+from training import Mistake, callback_states, callbacks, model
 from training.console import Interrupted, NotFinite
 from training.tensorboard import TensorBoard
 
@@ -168,6 +169,20 @@ def test_gradient_histograms_are_those_of_the_activations(npz, tmp_path):
         assert (value.histo.min, value.histo.max) == (0.5, 1)
         assert value.histo.num % 16 == 0
     assert next(iter(values))[1].histo.num == 16 * 32 * 32 * 16
+
+
+@once
+def test_gradient_histograms_of_a_network_of_ones_own_are_refused(run, capsys, monkeypatch):
+    """Before --overwrite removes the run that is there."""
+    directory, arguments = run
+    before = contents(directory)
+    layers = [keras.Input((32, 32, 3)), keras.layers.Flatten()]
+    layers += [keras.layers.Dense(10, "softmax", name="classifier")]
+    monkeypatch.setattr(model, "build", lambda *_: keras.Sequential(layers, name="mine"))
+    message = stops_with(2, [*arguments, "--overwrite", "--gradient-histograms"], capsys)
+    assert "--gradient-histograms: allowed is True with the networks of" in message
+    assert message.endswith("received True with mine\n")
+    assert contents(directory) == before
 
 
 def test_what_a_run_would_undo_is_refused():

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -191,10 +192,28 @@ def test_the_backend_is_that_of_the_environment_or_of_keras_json(tmp_path, monke
         monkeypatch.delenv("KERAS_BACKEND", raising=False)
         if named is not None:
             monkeypatch.setenv("KERAS_BACKEND", named)
-        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        for name in ("XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS"):
+            monkeypatch.delenv(name, raising=False)
         console.prepare_environment()
         assert console.backend_named() == backend
+        on_x86 = platform.machine() == "x86_64"
         assert ("XLA_FLAGS" in os.environ) == (backend == "tensorflow")
+        assert ("TF_ENABLE_ONEDNN_OPTS" in os.environ) == (backend == "tensorflow" and on_x86)
+
+
+def test_convolutions_are_those_of_onednn_unless_the_user_says_otherwise(monkeypatch):
+    for machine, before, after in (
+        ("x86_64", None, "1"),
+        ("x86_64", "0", "0"),
+        ("aarch64", None, None),  # TensorFlow knows best there
+    ):
+        monkeypatch.setattr(console.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+        if before is not None:
+            monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", before)
+        console.prepare_environment()
+        assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == after
 
 
 @pytest.fixture

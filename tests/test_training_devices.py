@@ -296,3 +296,35 @@ def test_devices_of_pytorch_are_named(monkeypatch):
         tensor = types.SimpleNamespace(device=types.SimpleNamespace(type=device))
         monkeypatch.setattr(devices.keras.ops, "zeros", lambda shape, tensor=tensor: tensor)
         assert devices.kind() == kind
+
+
+def test_a_cpu_has_the_name_that_its_maker_gave_it(monkeypatch):
+    monkeypatch.setattr(devices, "kind", lambda: "CPU")
+    for text, name in (
+        ("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel\t: 1\n", "Some CPU @ 2 GHz"),
+        ("processor\t: 0\nCPU part\t: 0xd40\n", "aarch64"),  # as on ARM
+    ):
+        monkeypatch.setattr(devices.Path, "read_text", lambda path, text=text: text)
+        monkeypatch.setattr(devices.platform, "processor", lambda: "")
+        monkeypatch.setattr(devices.platform, "machine", lambda: "aarch64")
+        assert devices.name() == f"CPU: {name}"
+
+
+def test_a_gpu_has_the_name_that_its_maker_gave_it(monkeypatch):
+    monkeypatch.setattr(devices, "kind", lambda: "GPU")
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        monkeypatch.setattr(tf.config, "list_physical_devices", {"GPU": ["a", "b"]}.get)
+        details = {"a": {"device_name": "Card A"}, "b": {"device_name": "Card B"}}
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", details.get)
+    elif BACKEND == "jax":
+        import jax
+
+        cards = [types.SimpleNamespace(device_kind=f"Card {x}") for x in "AB"]
+        monkeypatch.setattr(jax, "devices", lambda: cards)
+    else:
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card A")
+    assert devices.name() == "GPU: Card A"

@@ -14,8 +14,8 @@ from training.model import (
     NO_ACTIVATIONS,
     activation_of,
     build,
+    factor_at,
     learning_rate,
-    learning_rate_at,
     optimizer,
     require_buildable,
 )
@@ -230,27 +230,31 @@ def test_the_first_decay_of_adamw_is_that_of_sgd():
     assert shrunk[1] == pytest.approx(shrunk[0], rel=1e-2)
 
 
-@pytest.mark.parametrize("name, rate", [("adam", 1e-3), ("adamw", 1e-3), ("sgd", 0.1)])
 @pytest.mark.parametrize(
     "epochs, marks", [(200, (80, 120, 160, 180)), (10, (4, 6, 8, 9)), (1, (1, 1, 1, 1))]
 )
-def test_learning_rate_falls_at_the_marks(epochs, marks, name, rate):
-    settings = main.Settings(epochs=epochs, optimizer=name)
-    rates = [learning_rate_at(epoch, settings) for epoch in range(epochs)]
+def test_learning_rate_falls_at_the_marks(epochs, marks):
+    settings = main.Settings(epochs=epochs)
+    factors = [factor_at(epoch, settings) for epoch in range(epochs)]
     bounds = [0, *marks, epochs]
     for factor, start, end in zip(
         (1, 0.1, 0.01, 0.001, 0.0005), bounds[:-1], bounds[1:], strict=True
     ):
-        assert rates[start:end] == pytest.approx([rate * factor] * (end - start))
+        assert factors[start:end] == [factor] * (end - start)
 
 
 def test_other_schedules():
-    cosine = main.Settings(schedule="cosine", epochs=4, learning_rate=2.0)
-    half = np.sqrt(0.5)
-    expected = [2, 1 + half, 1, 1 - half]
-    assert [learning_rate_at(epoch, cosine) for epoch in range(4)] == pytest.approx(expected)
-    constant = main.Settings(schedule="constant", epochs=4, optimizer="sgd")
-    assert [learning_rate_at(epoch, constant) for epoch in range(4)] == [0.1] * 4
+    cosine = main.Settings(schedule="cosine", epochs=4)
+    half = np.sqrt(0.5) / 2
+    expected = [1, 0.5 + half, 0.5, 0.5 - half]
+    assert [factor_at(epoch, cosine) for epoch in range(4)] == pytest.approx(expected)
+    constant = main.Settings(schedule="constant", epochs=4)
+    assert [factor_at(epoch, constant) for epoch in range(4)] == [1] * 4
+
+
+@pytest.mark.parametrize("name, rate", [("adam", 1e-3), ("adamw", 1e-3), ("sgd", 0.1)])
+def test_the_first_learning_rate_suits_the_optimizer(name, rate):
+    assert learning_rate(main.Settings(optimizer=name)) == rate
     assert learning_rate(main.Settings(learning_rate=7)) == 7
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from training import Mistake
 from training.console import say
+from training.model import optimizers_of
 
 MEMBER = "callbacks.npz"  # inside a checkpoint
 # What Keras itself puts into every callback.
@@ -45,12 +46,12 @@ def require_compatible(settings, callbacks):
 def require_averages(callbacks, optimizer):
     """Raises `Mistake` for `SwapEMAWeights` with an optimizer that averages no weights."""
     swaps = any(isinstance(x, keras.callbacks.SwapEMAWeights) for x in callbacks)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    optimizers = getattr(optimizer, "optimizers", [optimizer])  # of a MultiOptimizer
+    optimizers = optimizers_of(optimizer)
     if swaps and not any(each.use_ema for each in optimizers):
+        received = ", ".join(type(each).__name__ for each in optimizers)
         raise Mistake(
             "callbacks: allowed with SwapEMAWeights is an optimizer with use_ema=True, in the line "
-            f"optimizer=… of main.py; received {type(optimizer).__name__} without it"
+            f"optimizer=… of main.py; received {received} without it"
         )
 
 

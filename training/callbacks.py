@@ -1,6 +1,5 @@
 """What happens while `fit` trains: one callback, one job."""
 
-import contextlib
 import math
 import shutil
 import signal
@@ -9,12 +8,13 @@ import threading
 import time
 
 import keras
+import numpy as np
 
 from training import Mistake, console
 from training.checkpoints import best_of
 from training.console import Interrupted, NotFinite, say
 from training.files import in_six_digits, plot_curves, replace_file, write_csv, writing
-from training.model import learning_rate_at
+from training.model import factor_at, optimizers_of
 from training.tensorboard import GradientHistograms, TensorBoard
 
 
@@ -31,7 +31,7 @@ def callbacks_of(run, steps, states):
     """
     settings, folder = run.settings, run.directory / "tensorboard"
     whole_epochs = WholeEpochs(steps)
-    before_users, after_users = [LearningRate(settings), StopOnNotFinite(), whole_epochs], []
+    before_users, after_users = [run.learning_rate, StopOnNotFinite(), whole_epochs], []
     if run.leads:
         before_users.append(Progress(settings.epochs))
         # What the user's own change after an epoch, such as the learning rate, is saved with it.
@@ -43,15 +43,36 @@ def callbacks_of(run, steps, states):
 
 
 class LearningRate(keras.callbacks.LearningRateScheduler):
-    """Sets the learning rate of each epoch, unless it is constant or the optimizer's own affair."""
+    """Sets the learning rate of each epoch, by the schedule, from the optimizer's first one.
 
-    def __init__(self, settings):
-        constant = settings.schedule == "constant"
-        super().__init__(lambda epoch, now: now if constant else learning_rate_at(epoch, settings))
+    Each optimizer within a MultiOptimizer has a first one of its own. An optimizer that has a
+    `LearningRateSchedule` keeps it.
+
+    Args:
+        settings: Those of main.py.
+        optimizer: That of the compiled model, which has not trained yet.
+    """
+
+    def __init__(self, settings, optimizer):
+        super().__init__(lambda epoch: factor_at(epoch, settings))
+        self.first_rates = [_rate_of(each) for each in optimizers_of(optimizer)]
+        self.is_constant = settings.schedule == "constant"
 
     def on_epoch_begin(self, epoch, logs=None):
-        with contextlib.suppress(TypeError):  # so Keras says that it has a LearningRateSchedule
-            super().on_epoch_begin(epoch, logs)
+        if self.is_constant:  # but for what another callback may change
+            return
+        optimizers = optimizers_of(self.model.optimizer)
+        for optimizer, rate in zip(optimizers, self.first_rates, strict=True):
+            if rate is not None:
+                optimizer.learning_rate = rate * self.schedule(epoch)
+
+
+def _rate_of(optimizer):
+    """The learning rate, as its user wrote it; None for a `LearningRateSchedule`."""
+    rate = optimizer.get_config().get("learning_rate")
+    if not isinstance(rate, float):
+        return None
+    return float(str(np.float32(rate)))  # 0.001, where the config has 0.0010000000474974513
 
 
 class Progress(keras.callbacks.Callback):

@@ -7,6 +7,8 @@ step's batch is split among the devices, and all of them keep the same weights.
 import contextlib
 import functools
 import os
+import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +28,39 @@ def kind():
     if keras.backend.backend() == "torch":  # whose devices Keras does not list
         return keras.ops.zeros(()).device.type.upper().replace("CUDA", "GPU")
     return keras.distribution.list_devices()[0].split(":")[0].upper()
+
+
+def name():
+    """The device with the name that its maker gave it, such as "CPU: AMD EPYC".
+
+    Another one rounds in other ways, and so a run ends with other numbers there.
+    """
+    backend, where = keras.backend.backend(), kind()
+    named = where
+    if where == "CPU":
+        named = _name_of_cpu()
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        (card, *_) = tf.config.list_physical_devices(where)
+        named = tf.config.experimental.get_device_details(card).get("device_name", where)
+    elif backend == "jax":
+        import jax
+
+        named = jax.devices()[0].device_kind
+    elif where == "GPU":
+        import torch
+
+        named = torch.cuda.get_device_name()
+    return f"{where}: {named}"
+
+
+def _name_of_cpu():
+    """The model of the CPU; where the system does not tell, its architecture."""
+    with contextlib.suppress(OSError):  # Linux alone has this file
+        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M):
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def count():

@@ -170,13 +170,18 @@ def learning_rate(settings):
     return float(RATES[settings.optimizer] if rate == "auto" else rate)
 
 
-def learning_rate_at(epoch, settings):
-    """The learning rate of an epoch, counted from 0."""
-    rate = learning_rate(settings)
+def factor_at(epoch, settings):
+    """The part of the first learning rate that an epoch, counted from 0, has by the schedule."""
     if settings.schedule == "cosine":
-        return rate * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+        return (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
     if settings.schedule == "step":
         for mark, factor in ((180, 5e-4), (160, 1e-3), (120, 1e-2), (80, 1e-1)):
             if epoch * 200 >= mark * settings.epochs:
-                return rate * factor
-    return rate
+                return factor
+    return 1.0
+
+
+def optimizers_of(optimizer):
+    """Those within a LossScaleOptimizer or a MultiOptimizer; of another one, itself alone."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return getattr(optimizer, "optimizers", [optimizer])

@@ -15,6 +15,9 @@ from training.files import FILES, FOLDERS
 from training.identity import config_in, sources_of
 from training.model import activation_of
 
+# Environment variables that change the numbers.
+ENVIRONMENT = ("XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS")
+
 
 def describe(settings, model, data, test=None):
     """What config.json says of a run for its reader, beside what tells the run from others."""
@@ -40,11 +43,11 @@ def stretches(config, settings, epochs):
     trained = [stretch for stretch in before if stretch["first_epoch"] <= epochs]
     now = {
         "first_epoch": epochs + 1,
-        "device": devices.kind(),
+        "device": devices.name(),
         "devices": devices.count(),
         "compiler": devices.compiler_in_words(),
         "versions": versions(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "environment": {name: os.environ.get(name, "") for name in ENVIRONMENT},
         "sources": sources_of(type(settings)),
     }
     if trained and trained[-1] | {"first_epoch": epochs + 1} == now:
@@ -83,18 +86,18 @@ def announce(config, directory):
     device = now["device"]
     if now["devices"] > 1:
         device = f"{now['devices']} × {device}, which share each batch"
-    faster = devices.bfloat16_wins() and settings["precision"] == "float32"
-    by, rate = config["optimizer"]["name"], config["optimizer"].get("learning_rate")
-    rate = f"{rate:g}" if isinstance(rate, float) else "rates of its own"
+    hint = ""
+    if devices.bfloat16_wins() and settings["precision"] == "float32":
+        hint = "; this CPU is faster with --precision mixed_bfloat16"
+    by = optimizer_in_words(config["optimizer"], settings["schedule"])
     images = ", ".join(f"{n:,} {what} images" for what, n in config["images"].items())
     lines = {
         "network": "{name}, {parameters:,} parameters".format(**config["network"]),
         "activation": ", ".join([activation["name"], *parameters]),
         "data": f"{settings['data']}, {images}",
         "augmentation": "flips and shifts" if settings["data_augmentation"] else "none",
-        "training": "{epochs} epochs, batch size {batch_size}, {by} from {rate}, schedule "
-        "{schedule}, {precision}, seed {seed}".format(**settings, by=by, rate=rate)
-        + "; this CPU is faster with --precision mixed_bfloat16" * faster,
+        "training": f"{settings['epochs']} epochs, batch size {settings['batch_size']}, "
+        f"{by}, {settings['precision']}, seed {settings['seed']}{hint}",
         "device": device,
         "compiler": now["compiler"],
         "versions": ", ".join(f"{name} {version}" for name, version in now["versions"].items()),
@@ -104,6 +107,16 @@ def announce(config, directory):
         say(f"This machine has an NVIDIA GPU, but trains on its CPU; to use the GPU: {line}")
     for name, text in lines.items():
         say(f"{name:<13} {text}", indent=14)
+
+
+def optimizer_in_words(optimizer, schedule):
+    """The name, first learning rate and schedule of an optimizer, whose config is given."""
+    name, rate = optimizer["name"], optimizer.get("learning_rate")
+    if isinstance(rate, float):
+        return f"{name} from {rate:g}, schedule {schedule}"
+    if rate:  # a LearningRateSchedule
+        schedule = rate["class_name"]
+    return f"{name}, schedule {schedule}"
 
 
 def summarise(settings, directory, rows, trained):

@@ -6,7 +6,7 @@ import sys
 
 from training import Mistake, batches, devices, report, tensorflow_cpu
 from training.callback_states import CallbackStates, require_averages
-from training.callbacks import StopOnSignal, callbacks_of
+from training.callbacks import LearningRate, StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.files import locked, remove_run, write_text
 from training.identity import (
@@ -17,6 +17,7 @@ from training.identity import (
     require_same_run,
 )
 from training.model import make_variables
+from training.tensorboard import require_resnet
 
 
 class Run(contextlib.ExitStack):
@@ -56,11 +57,13 @@ class Run(contextlib.ExitStack):
         """Puts the state that the run goes on from into a compiled model, and says so.
 
         Raises:
-            Mistake: if the directory holds another run, or one without a checkpoint; or for a
-                callback that this optimizer does not suit.
+            Mistake: if the directory holds another run, or one without a checkpoint; or if the
+                optimizer does not suit a callback, or the model the histograms.
         """
         self._require_checkpoint()
         require_averages(self.callbacks, model.optimizer)
+        if self.settings.gradient_histograms:
+            require_resnet(model)
         make_variables(model)
         tensorflow_cpu.shrink_graph(model)
         known = {"data_digest": self.data_digest, "optimizer": model.optimizer}
@@ -71,6 +74,7 @@ class Run(contextlib.ExitStack):
             **report.describe(self.settings, model, self.data, self.test),
             "stretches": report.stretches(before, self.settings, self.epochs_done),
         }
+        self.learning_rate = LearningRate(self.settings, model.optimizer)
         if self.epochs_done:
             self._restore(model, keep_optimizer="the optimizer" not in changed)
         if self.leads:

@@ -5,6 +5,7 @@ import time
 import keras
 
 import gaaf
+from training import Mistake
 from training.files import own_files, writing
 
 
@@ -71,7 +72,7 @@ class GradientHistograms(keras.callbacks.Callback):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.summary import histogram
 
-        normalization, network = self.model.layers
+        normalization, network = self.model.layers  # as `require_resnet` has seen
         inputs_of = inputs_of_activations(network)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,17 @@ class GradientHistograms(keras.callbacks.Callback):
                 values = keras.ops.convert_to_numpy(keras.ops.cast(gradient, "float32"))
                 write_event(writer, epoch + 1, histogram(f"gradient/{name}", values, "auto", 64))
             writer.close()
+
+
+def require_resnet(model):
+    """Raises `Mistake` if `GradientHistograms` cannot find the activations of a model."""
+    *_, network = model.layers
+    names = [layer.name for layer in getattr(network, "layers", ())]
+    if len(model.layers) != 2 or not any("_act" in name for name in names):
+        raise Mistake(
+            "gradient_histograms: allowed is True with the networks of training.model.build alone; "
+            f"received True with {model.name}"
+        )
 
 
 def inputs_of_activations(network):
