@@ -13,8 +13,7 @@ from training import console
 from training.settings import parse
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # float64
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # less talk
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as main.py has it
+console.prepare_environment()  # as main.py does
 # Many tests, and the programs that they run, compile the same small networks.
 cache = Path(tempfile.gettempdir()) / "jax-cache-of-gaaf-tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -10,6 +10,8 @@ import pytest
 from backends import BACKEND, once
 from processes import ROOT, python
 from test_training_callbacks import scalars
+from trainings import flags as flags_of
+from trainings import stops_with
 
 import main
 import training.model
@@ -476,6 +478,31 @@ def test_what_runs_eagerly_can_be_looked_at(npz, tmp_path, monkeypatch):
     )
     main.train(settings)
     assert len(seen) == 3 and min(seen) > 0 and max(seen) < 1
+
+
+@pytest.mark.parametrize("kind", [keras.Sequential, keras.Model])
+def test_a_network_that_does_not_know_its_input_is_refused(
+    kind, npz, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("training.model.build", lambda *_: kind(name="mine"))
+    message = stops_with(2, flags_of(npz, tmp_path / "run", epochs=1), capsys)
+    assert "model: allowed is a functional model, or a Sequential with an Input" in message
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@once
+def test_a_run_ends_well_if_its_models_cannot_be_loaded(npz, tmp_path, capsys, monkeypatch):
+    def with_code(*given):  # Keras saves a lambda, and refuses to load it in safe mode
+        network = build(*given)
+        raw = keras.Input(network.input_shape[1:], dtype="uint8")
+        return keras.Sequential([raw, *network.layers, keras.layers.Lambda(lambda x: x)])
+
+    monkeypatch.setattr("training.model.build", with_code)
+    main.main(flags_of(npz, tmp_path / "run", epochs=1, validation=0.25))
+    said = capsys.readouterr().out
+    assert "Warning: no test accuracy: evaluate: allowed is a model saved by Keras" in said
+    assert "Validation accuracy: " in said and "Test accuracy: " not in said
+    assert "test_accuracy" not in json.loads((tmp_path / "run" / "config.json").read_text())
 
 
 def test_validation_images_choose_and_test_images_are_used_once(npz, tmp_path, capsys, monkeypatch):

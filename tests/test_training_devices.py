@@ -194,7 +194,7 @@ def test_how_it_trains_here_is_told(monkeypatch):
         plain = tensorflow and (kind == "CPU" or n == 2)
         assert devices.jit_compile() == (False if plain else "auto")
         words = devices.compiler_in_words()
-        assert ("fused normalisation" in words) == (tensorflow and (kind, n) == ("CPU", 1))
+        assert ("XLA for the activations alone" in words) == plain
         kept = (kind, n) == ("GPU", 1) and not tensorflow
         assert ("images kept on the GPU" in words) == kept
 

@@ -161,7 +161,8 @@ def prepare_environment():
         # A quarter off the time of the activations on an AVX-512 CPU.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
         if platform.machine() == "x86_64":
-            # TensorFlow takes oneDNN's convolutions by itself only where the CPU has AVX512-VNNI.
+            # Half off the time of a step on CPUs where TensorFlow leaves oneDNN's convolutions out,
+            # such as AMD's with AVX2.
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 

@@ -188,8 +188,7 @@ def compiler_in_words():
     """How the training step is compiled here, and where the images are, in words."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        fused = "; fused normalisation" if on_one_cpu() else ""
-        return "XLA" if jit_compile() else f"XLA for the activations alone{fused}"
+        return "XLA" if jit_compile() else "XLA for the activations alone"
     images = f"images kept on the {kind()}" if keeps_images() else "images handed over by batch"
     return f"{'XLA' if backend == 'jax' else 'no compiler'}; {images}"
 

@@ -153,7 +153,16 @@ def _plain_optimizer(settings, model):
 
 
 def make_variables(model):
-    """Makes all variables of a compiled model, so that they can be restored before it trains."""
+    """Makes all variables of a compiled model, so that they can be restored before it trains.
+
+    Raises:
+        Mistake: for a model, as a user may write it into main.py, that does not know its input.
+    """
+    if not hasattr(model, "input_shape"):
+        raise Mistake(
+            "model: allowed is a functional model, or a Sequential with an Input; received "
+            f"{model.name}, a {type(model).__name__} without an input shape"
+        )
     model.optimizer.build(model.trainable_variables)
     if keras.backend.backend() == "tensorflow":
         # If the step made the variables of the metrics, TensorFlow would trace it twice.
