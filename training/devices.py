@@ -36,23 +36,22 @@ def name():
     Another one rounds in other ways, and so a run ends with other numbers there.
     """
     backend, where = keras.backend.backend(), kind()
-    named = where
     if where == "CPU":
-        named = _name_of_cpu()
-    elif backend == "tensorflow":
-        import tensorflow as tf
-
-        (card, *_) = tf.config.list_physical_devices(where)
-        named = tf.config.experimental.get_device_details(card).get("device_name", where)
-    elif backend == "jax":
+        return f"CPU: {_name_of_cpu()}"
+    if backend == "jax":
         import jax
 
-        named = jax.devices()[0].device_kind
-    elif where == "GPU":
+        return f"{where}: {jax.devices()[0].device_kind}"
+    if where != "GPU":
+        return where
+    if backend == "torch":
         import torch
 
-        named = torch.cuda.get_device_name()
-    return f"{where}: {named}"
+        return f"GPU: {torch.cuda.get_device_name()}"
+    import tensorflow as tf
+
+    card = tf.config.list_physical_devices("GPU")[0]
+    return f"GPU: {tf.config.experimental.get_device_details(card).get('device_name', 'unknown')}"
 
 
 def _name_of_cpu():

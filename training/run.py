@@ -63,9 +63,9 @@ class Run(contextlib.ExitStack):
         """
         self._require_checkpoint()
         require_averages(self.callbacks, model.optimizer)
+        make_variables(model)
         if self.settings.gradient_histograms:
             require_resnet(model)
-        make_variables(model)
         tensorflow_cpu.shrink_graph(model)
         known = {"data_digest": self.data_digest, "optimizer": model.optimizer}
         changed = require_same_run(self.settings, **known)
