@@ -430,6 +430,9 @@ def test_a_schedule_among_ones_callbacks_has_the_last_word():
     assert history.history["learning_rate"] == pytest.approx([0.25, 0.125])
     history = model.fit(x, x[:, :1], epochs=2, callbacks=[ours], verbose=0)
     assert history.history["learning_rate"] == pytest.approx([0.5, 0.05])
+    model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.25, 1, 1)
+    history = model.fit(x, x[:, :1], epochs=2, callbacks=[ours], verbose=0)
+    assert history.history["learning_rate"] == pytest.approx([0.25, 0.25])
 
 
 @once
@@ -447,17 +450,26 @@ def test_the_schedule_begins_with_the_rate_of_ones_own_optimizer(npz, tmp_path, 
 
 
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="new in Keras 3.15")
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 @once
-def test_each_of_several_optimizers_has_a_rate_of_its_own(npz, tmp_path, monkeypatch, capsys):
+def test_each_of_several_optimizers_has_a_rate_of_its_own(
+    precision, npz, tmp_path, monkeypatch, capsys
+):
     sgd, adam = keras.optimizers.SGD(0.5, name="sgd"), keras.optimizers.Adam(0.25, name="adam")
     choice = keras.optimizers.OptimizerMap(sgd, {"classifier/.*": adam})
-    compiled_with(monkeypatch, optimizer=keras.optimizers.MultiOptimizer(choice))
+    several = keras.optimizers.MultiOptimizer(choice)
+    if precision == "mixed_float16":
+        several = keras.optimizers.LossScaleOptimizer(several)
+    compiled_with(monkeypatch, optimizer=several)
     settings = main.Settings(
         **{"depth": 8, "data": str(npz), "epochs": 2, "batch_size": 64, "activation": "relu"},
+        precision=precision,
         output_dir=str(tmp_path / "run"),
     )
     main.train(settings)
-    assert "MultiOptimizer, schedule step, float32" in capsys.readouterr().out
+    seen = scalars(tmp_path / "run" / "tensorboard")
+    assert seen[1, "learning_rate_sgd"] == 0.5 and seen[1, "learning_rate_adam"] == 0.25
+    assert f"MultiOptimizer, schedule step, {precision}" in capsys.readouterr().out
     rows = read_history(tmp_path / "run" / "history.csv")
     assert [row["learning_rate_sgd"] for row in rows] == pytest.approx([0.5, 0.05])
     assert [row["learning_rate_adam"] for row in rows] == pytest.approx([0.25, 0.025])
@@ -486,8 +498,18 @@ def test_a_network_that_does_not_know_its_input_is_refused(
 ):
     monkeypatch.setattr("training.model.build", lambda *_: kind(name="mine"))
     message = stops_with(2, flags_of(npz, tmp_path / "run", epochs=1), capsys)
-    assert "model: allowed is a functional model, or a Sequential with an Input" in message
+    assert "model: allowed is a model from (None, 32, 32, 3) to (None, 10)" in message
+    assert message.endswith("received mine, from None to None\n")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@once
+def test_a_network_for_images_of_any_size_trains(npz, tmp_path, monkeypatch):
+    layers = [keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()]
+    network = keras.Sequential([*layers, keras.layers.Dense(10, "softmax")])
+    monkeypatch.setattr("training.model.build", lambda *_: network)
+    main.main(flags_of(npz, tmp_path / "run", epochs=1))
+    assert (tmp_path / "run" / "final.keras").exists()
 
 
 @once
@@ -500,7 +522,7 @@ def test_a_run_ends_well_if_its_models_cannot_be_loaded(npz, tmp_path, capsys, m
     monkeypatch.setattr("training.model.build", with_code)
     main.main(flags_of(npz, tmp_path / "run", epochs=1, validation=0.25))
     said = capsys.readouterr().out
-    assert "Warning: no test accuracy: evaluate: allowed is a model saved by Keras" in said
+    assert "Warning: the models of this run are not tested: allowed is a model saved" in said
     assert "Validation accuracy: " in said and "Test accuracy: " not in said
     assert "test_accuracy" not in json.loads((tmp_path / "run" / "config.json").read_text())
 

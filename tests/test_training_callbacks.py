@@ -10,8 +10,9 @@ from backends import once
 from trainings import contents, stops_with
 
 import main
-from training import Mistake, callback_states, callbacks, model
+from training import Mistake, callback_states, callbacks, model, tensorboard
 from training.console import Interrupted, NotFinite
+from training.data import load
 from training.tensorboard import TensorBoard
 
 
@@ -183,6 +184,24 @@ def test_gradient_histograms_of_a_network_of_ones_own_are_refused(run, capsys, m
     assert "--gradient-histograms: allowed is True with the networks of" in message
     assert message.endswith("received True with mine\n")
     assert contents(directory) == before
+
+
+def test_only_networks_like_those_of_build_have_gradient_histograms():
+    resnet = model.build(main.Settings(depth=8), load("digits")).layers[-1]
+    image = keras.Input(resnet.input_shape[1:])
+    rescaling = keras.layers.Rescaling(1.0)
+    leaky = keras.layers.LeakyReLU(name="stem_act")
+    tensorboard.require_activations(keras.Sequential([image, rescaling, resnet]))
+    for refused in (
+        keras.Model(image, resnet(image)),  # its first layer is the input
+        keras.Sequential([image, rescaling, keras.Model(image, leaky(image))]),
+        keras.Sequential([image, rescaling, keras.Sequential([image, leaky])]),
+        keras.Sequential([image, rescaling, keras.layers.Flatten()]),
+        keras.Sequential([image, resnet]),
+        keras.Sequential([image, resnet, rescaling]),
+    ):
+        with pytest.raises(Mistake, match=r"^gradient_histograms: allowed is True with "):
+            tensorboard.require_activations(refused)
 
 
 def test_what_a_run_would_undo_is_refused():

@@ -202,6 +202,25 @@ def test_the_optimizers():
     assert slow.weight_decay == pytest.approx(2 * 5e-4 * 0.1 / 1e-4)
 
 
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="new in Keras 3.15")
+def test_the_same_optimizers_made_again_are_the_same():
+    """Keras numbers their names, and a function has an address."""
+
+    def by_name(rate):
+        sgd, other = keras.optimizers.SGD(rate), keras.optimizers.SGD(1.0)
+        return keras.optimizers.OptimizerMap(sgd, {"classifier/.*": other})
+
+    def by_function(rate):
+        sgd = keras.optimizers.SGD(rate)
+        return lambda variable, sgd=sgd: sgd
+
+    for chosen in (by_name, by_function):
+        first, second = (keras.optimizers.MultiOptimizer(chosen(0.5)) for _ in range(2))
+        assert config_of(first) == config_of(second), chosen
+    other = config_of(keras.optimizers.MultiOptimizer(by_name(0.25)))
+    assert other != config_of(keras.optimizers.MultiOptimizer(by_name(0.5)))
+
+
 def test_adamw_decays_the_kernels_of_the_convolutions_alone():
     model = built(optimizer="adamw")
     before = [to_numpy(v) for v in model.trainable_variables]

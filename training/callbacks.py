@@ -1,5 +1,6 @@
 """What happens while `fit` trains: one callback, one job."""
 
+import contextlib
 import math
 import shutil
 import signal
@@ -8,13 +9,12 @@ import threading
 import time
 
 import keras
-import numpy as np
 
 from training import Mistake, console
 from training.checkpoints import best_of
 from training.console import Interrupted, NotFinite, say
 from training.files import in_six_digits, plot_curves, replace_file, write_csv, writing
-from training.model import factor_at, optimizers_of
+from training.model import factor_at, first_rate, optimizers_of
 from training.tensorboard import GradientHistograms, TensorBoard
 
 
@@ -42,37 +42,36 @@ def callbacks_of(run, steps, states):
     return before_users, after_users
 
 
-class LearningRate(keras.callbacks.LearningRateScheduler):
-    """Sets the learning rate of each epoch, by the schedule, from the optimizer's first one.
+class LearningRate(keras.callbacks.Callback):
+    """Sets the learning rate of each epoch, and adds it to the history.
 
-    Each optimizer within a MultiOptimizer has a first one of its own. An optimizer that has a
-    `LearningRateSchedule` keeps it.
+    That is the optimizer's first rate, times the factor of the schedule. Each optimizer within a
+    MultiOptimizer has its own first rate.
 
     Args:
         settings: Those of main.py.
-        optimizer: That of the compiled model, which has not trained yet.
+        optimizer: The optimizer of the compiled model, which has not trained yet.
     """
 
     def __init__(self, settings, optimizer):
-        super().__init__(lambda epoch: factor_at(epoch, settings))
-        self.first_rates = [_rate_of(each) for each in optimizers_of(optimizer)]
-        self.is_constant = settings.schedule == "constant"
+        super().__init__()
+        self.settings = settings
+        self.first_rates = [first_rate(each) for each in optimizers_of(optimizer)]
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self.is_constant:  # but for what another callback may change
+        if self.settings.schedule == "constant":  # only another callback may change the rate
             return
         optimizers = optimizers_of(self.model.optimizer)
         for optimizer, rate in zip(optimizers, self.first_rates, strict=True):
             if rate is not None:
-                optimizer.learning_rate = rate * self.schedule(epoch)
+                with contextlib.suppress(TypeError):  # Keras': by now it has a LearningRateSchedule
+                    optimizer.learning_rate = rate * factor_at(epoch, self.settings)
 
-
-def _rate_of(optimizer):
-    """The learning rate, as its user wrote it; None for a `LearningRateSchedule`."""
-    rate = optimizer.get_config().get("learning_rate")
-    if not isinstance(rate, float):
-        return None
-    return float(str(np.float32(rate)))  # 0.001, where the config has 0.0010000000474974513
+    def on_epoch_end(self, epoch, logs=None):
+        optimizers = optimizers_of(self.model.optimizer)
+        for optimizer in optimizers:
+            name = f"learning_rate_{optimizer.name}" if len(optimizers) > 1 else "learning_rate"
+            logs[name] = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 class Progress(keras.callbacks.Callback):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from training import Mistake, reason
 from training.files import CannotWrite
-from training.identity import directory_of
+from training.identity import config_in, directory_of
 
 BACKENDS = ("tensorflow", "jax", "torch")
 _is_program = False  # whether this process is main.py's own, and not somebody's notebook
@@ -160,9 +160,9 @@ def prepare_environment():
     if backend_named() == "tensorflow":
         # A quarter off the time of the activations on an AVX-512 CPU.
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
-        if platform.machine() == "x86_64":
-            # Half off the time of a step on CPUs where TensorFlow leaves oneDNN's convolutions out,
-            # such as AMD's with AVX2.
+        if platform.machine() == "x86_64" and "tensorflow" not in sys.modules:
+            # Some CPUs get oneDNN's convolutions only then, such as AMD's with AVX2. They take half
+            # as long. TensorFlow reads it once, when it is imported.
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
@@ -217,7 +217,7 @@ def _is_out_of_memory(error):
 
 def likely_cause(settings):
     """What most likely made the loss NaN or infinite, the likelier first, and the ways out."""
-    from training.model import learning_rate, steepest
+    from training.model import steepest
 
     causes, plain = [], settings.activation.removeprefix("GAAF_")
     if plain != settings.activation and (slope := steepest(settings)) > 1.1:
@@ -226,7 +226,10 @@ def likely_cause(settings):
             "gradients at each activation: take --gain peak, a smaller --depth or "
             f"--activation {plain}"
         )
-    causes.append(f"the learning rate, {learning_rate(settings):g}, is too high")
+    config = config_in(directory_of(settings)) or {}
+    rate = config.get("optimizer", {}).get("learning_rate")  # that of an edited line of main.py
+    number = f", {rate:g}," if isinstance(rate, float) else ""
+    causes.append(f"the learning rate{number} is too high")
     return f"most likely {', or '.join(causes)}"
 
 

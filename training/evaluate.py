@@ -11,6 +11,7 @@ from training import Mistake, reason
 from training.console import say
 from training.data import load
 from training.identity import config_in
+from training.model import require_fitting
 
 WIDTH = 80  # characters, of a screen
 WORST = 10
@@ -30,7 +31,7 @@ def evaluate(path, data=None):
     path = model_path(path)
     model = load_model(path)
     images = load(data_of(path) if data is None else data)
-    require_fitting(model, images, path)
+    require_fitting(model, images, "evaluate", f"'{path}'")
     penalty = sum(map(float, model.losses))  # before `predict`, which may add to them
     probabilities = model.predict(images.x_test, batch_size=128, verbose=0)
     losses = keras.losses.sparse_categorical_crossentropy(images.y_test, probabilities)
@@ -71,17 +72,6 @@ def load_model(path):
             f"evaluate: allowed is a model saved by Keras, without code of its own; received "
             f"'{path}', which cannot be loaded: {reason(error)}"
         ) from error
-
-
-def require_fitting(model, images, path):
-    """Raises `Mistake` if the model does not take such images, or predicts other classes."""
-    wanted = (None, *images.image_shape), (None, images.num_classes)
-    shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    if shapes != wanted:
-        raise Mistake(
-            f"evaluate: allowed is a model from {wanted[0]} to {wanted[1]}, as the data has them; "
-            f"received '{path}', from {shapes[0]} to {shapes[1]}"
-        )
 
 
 def data_of(path):

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 
 from training import Mistake
@@ -143,9 +144,12 @@ def digest_of_arrays(arrays):
 def config_of(optimizer):
     """The config of an optimizer, as JSON has it; of the one within that scales its loss."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    # Keras numbers the names of some, and so the second one of a process would be another.
     config = optimizer.get_config() | {"name": type(optimizer).__name__}
-    return json.loads(json.dumps(config, default=str))
+    text = json.dumps(config, default=str)
+    # The same program makes the same optimizer, but the address of a function differs, and in a
+    # notebook the number that Keras adds to a name.
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return json.loads(re.sub(r'("name": "\w*[a-z])_\d+"', r'\1"', text))
 
 
 def sources_of(settings_class):

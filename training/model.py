@@ -5,6 +5,7 @@ import difflib
 import math
 
 import keras
+import numpy as np
 
 import gaaf
 from resnet_v1 import block_and_count, resnet_v1
@@ -152,21 +153,36 @@ def _plain_optimizer(settings, model):
     return adamw
 
 
-def make_variables(model):
-    """Makes all variables of a compiled model, so that they can be restored before it trains.
+def require_fitting(model, data, argument, received):
+    """Raises `Mistake` if a model does not take such images, or predicts other classes.
 
-    Raises:
-        Mistake: for a model, as a user may write it into main.py, that does not know its input.
+    Args:
+        model: `keras.Model`.
+        data: `training.data.Data`.
+        argument: The argument that named the model, for the message.
+        received: The model in words.
     """
-    if not hasattr(model, "input_shape"):
+    wanted = (None, *data.image_shape), (None, data.num_classes)
+    shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    if not all(map(_fits, shapes, wanted)):
         raise Mistake(
-            "model: allowed is a functional model, or a Sequential with an Input; received "
-            f"{model.name}, a {type(model).__name__} without an input shape"
+            f"{argument}: allowed is a model from {wanted[0]} to {wanted[1]}, as the data has "
+            f"them; received {received}, from {shapes[0]} to {shapes[1]}"
         )
+
+
+def _fits(shape, wanted):
+    """Whether a shape is the wanted one, where None stands for any number."""
+    is_one = isinstance(shape, tuple) and len(shape) == len(wanted)
+    return is_one and all(size in (None, n) for size, n in zip(shape, wanted, strict=True))
+
+
+def make_variables(model):
+    """Makes all variables of a compiled model, so that they can be restored before it trains."""
     model.optimizer.build(model.trainable_variables)
     if keras.backend.backend() == "tensorflow":
         # If the step made the variables of the metrics, TensorFlow would trace it twice.
-        x = keras.ops.zeros((1, *model.input_shape[1:]), "uint8")
+        x = keras.ops.zeros((1, *(size or 1 for size in model.input_shape[1:])), "uint8")
         classes = model.output_shape[-1]
         probabilities = keras.ops.full((1, classes), 1 / classes)
         model.compute_metrics(x, keras.ops.zeros((1,)), probabilities)
@@ -180,7 +196,7 @@ def learning_rate(settings):
 
 
 def factor_at(epoch, settings):
-    """The part of the first learning rate that an epoch, counted from 0, has by the schedule."""
+    """What the schedule multiplies the first learning rate by in an epoch, counted from 0."""
     if settings.schedule == "cosine":
         return (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
     if settings.schedule == "step":
@@ -191,6 +207,14 @@ def factor_at(epoch, settings):
 
 
 def optimizers_of(optimizer):
-    """Those within a LossScaleOptimizer or a MultiOptimizer; of another one, itself alone."""
+    """The optimizers within a LossScaleOptimizer or MultiOptimizer; of any other, only itself."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     return getattr(optimizer, "optimizers", [optimizer])
+
+
+def first_rate(optimizer):
+    """The learning rate of a new optimizer; None if that is a schedule or a function."""
+    rate = optimizer.get_config().get("learning_rate")
+    if not isinstance(rate, float):
+        return None
+    return float(str(np.float32(rate)))  # 0.001, where the config has 0.0010000000474974513

@@ -17,8 +17,8 @@ from training.identity import (
     identity_of,
     require_same_run,
 )
-from training.model import make_variables
-from training.tensorboard import require_resnet
+from training.model import make_variables, require_fitting
+from training.tensorboard import require_activations
 
 
 class Run(contextlib.ExitStack):
@@ -58,14 +58,15 @@ class Run(contextlib.ExitStack):
         """Puts the state that the run goes on from into a compiled model, and says so.
 
         Raises:
-            Mistake: if the directory holds another run, or one without a checkpoint; or if the
-                optimizer does not suit a callback, or the model the histograms.
+            Mistake: if the directory holds another run, or one without a checkpoint; if the model
+                does not fit the data or the histograms; or if a callback needs another optimizer.
         """
         self._require_checkpoint()
         require_averages(self.callbacks, model.optimizer)
-        make_variables(model)
+        require_fitting(model, self.data, "model", model.name)
         if self.settings.gradient_histograms:
-            require_resnet(model)
+            require_activations(model)
+        make_variables(model)
         tensorflow_cpu.shrink_graph(model)
         known = {"data_digest": self.data_digest, "optimizer": model.optimizer}
         changed = require_same_run(self.settings, **known)
@@ -153,7 +154,8 @@ class Run(contextlib.ExitStack):
                     for name in ("final.keras", "best.keras")
                 }
         except Mistake as mistake:  # a network of the user's own may have a Lambda layer
-            say(f"Warning: no test accuracy: {mistake}")
+            _, _, problem = str(mistake).partition(": ")
+            say(f"Warning: the models of this run are not tested: {problem}")
             return
         self.config = before
         self._write_config(test_accuracy=found)

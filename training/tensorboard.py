@@ -49,7 +49,7 @@ class TensorBoard(keras.callbacks.Callback):
             for column, value in row.items():
                 split = "test" if column.startswith("val_") else "train"
                 tag = f"{column.removeprefix('val_')}/{split}"
-                tag = column if column == "learning_rate" else tag
+                tag = column if column.startswith("learning_rate") else tag
                 if column != "epoch" and isinstance(value, float):
                     write_event(self.writer, row["epoch"], scalar(tag, value))
             self.writer.flush()
@@ -72,7 +72,7 @@ class GradientHistograms(keras.callbacks.Callback):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.summary import histogram
 
-        normalization, network = self.model.layers  # as `require_resnet` has seen
+        normalization, network = self.model.layers  # as `require_activations` requires
         inputs_of = inputs_of_activations(network)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,11 +84,18 @@ class GradientHistograms(keras.callbacks.Callback):
             writer.close()
 
 
-def require_resnet(model):
-    """Raises `Mistake` if `GradientHistograms` cannot find the activations of a model."""
-    *_, network = model.layers
-    names = [layer.name for layer in getattr(network, "layers", ())]
-    if len(model.layers) != 2 or not any("_act" in name for name in names):
+def require_activations(model):
+    """Raises `Mistake` unless a model is built like those of `build`, as the histograms need it."""
+    first, *others = model.layers
+    network = others[-1] if others else first
+    layers = [x for x in getattr(network, "layers", ()) if "_act" in x.name]
+    is_built_so = (
+        len(others) == 1
+        and isinstance(first, keras.layers.Rescaling)
+        and not isinstance(network, keras.Sequential)
+        and all(isinstance(layer, keras.layers.Activation) for layer in layers)
+    )
+    if not layers or not is_built_so:
         raise Mistake(
             "gradient_histograms: allowed is True with the networks of training.model.build alone; "
             f"received True with {model.name}"
