@@ -23,8 +23,9 @@ import numpy as np  # noqa: E402
 
 from training import Mistake  # noqa: E402
 from training.data import load  # noqa: E402
-from training.evaluate import accuracy_of, load_model, require_fitting  # noqa: E402
+from training.evaluate import accuracy_of, load_model  # noqa: E402
 from training.files import read_csv, write_csv  # noqa: E402
+from training.model import require_fitting  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "flatness.csv"
 SIZES = 0.005, 0.01, 0.02
@@ -46,7 +47,7 @@ def disturbed(weights, size, draw):
 def lines_of(path, images):
     """The lines of the results of one model: the first is of its own weights, with size 0."""
     model = load_model(path)
-    require_fitting(model, images, path)
+    require_fitting(model, images, "model", f"'{path}'")
     variables = model.trainable_variables
     weights = [keras.ops.convert_to_numpy(variable) for variable in variables]
     lines = []
