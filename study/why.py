@@ -22,9 +22,9 @@ import numpy as np  # noqa: E402
 import main  # noqa: E402
 from study.rows import PAPER, PEAK, RELU  # noqa: E402
 from training import Mistake, batches, devices, model  # noqa: E402
-from training.callbacks import LearningRate  # noqa: E402
 from training.data import load  # noqa: E402
 from training.files import write_text  # noqa: E402
+from training.learning_rate import LearningRate  # noqa: E402
 from training.tensorboard import inputs_of_activations  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "why.json"

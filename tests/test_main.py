@@ -17,9 +17,9 @@ import main
 import training.model
 import training.tensorflow_cpu
 from training import batches, devices, report
-from training.callbacks import LearningRate
 from training.data import load
 from training.files import read_history
+from training.learning_rate import LearningRate
 from training.model import build
 from training.settings import check, parse
 

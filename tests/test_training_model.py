@@ -10,11 +10,11 @@ import main
 from training import Mistake
 from training.data import Data
 from training.identity import config_of
+from training.learning_rate import factor_at
 from training.model import (
     NO_ACTIVATIONS,
     activation_of,
     build,
-    factor_at,
     learning_rate,
     optimizer,
     require_buildable,

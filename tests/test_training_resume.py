@@ -18,7 +18,7 @@ from backends import once
 from trainings import assert_same_run, contents, flags, stops_with
 
 import main
-from training import Mistake, callbacks, files, identity, model, report
+from training import Mistake, callbacks, files, identity, learning_rate, model, report
 from training.settings import parse
 
 
@@ -400,7 +400,7 @@ def test_a_file_that_another_program_holds_is_told(name, run, capsys, monkeypatc
 def test_a_loss_that_is_not_finite_ends_the_run(run, capsys, monkeypatch):
     directory, arguments = run
     before = contents(directory / "checkpoints")
-    monkeypatch.setattr(callbacks, "factor_at", lambda epoch, settings: 1e33)
+    monkeypatch.setattr(learning_rate, "factor_at", lambda epoch, settings: 1e33)
     message = stops_with(3, [*arguments, "--epochs=3"], capsys)
     assert "the loss became nan in epoch 3, step 2" in message
     assert "most likely the learning rate, 0.001, is too high; the state after epoch 2" in message
@@ -411,7 +411,7 @@ def test_weights_that_the_last_step_of_an_epoch_breaks_are_not_kept(
     npz, tmp_path, capsys, monkeypatch
 ):
     """The loss of that step, which is that of the weights before, is a number."""
-    monkeypatch.setattr(callbacks, "factor_at", lambda epoch, settings: 1e33)
+    monkeypatch.setattr(learning_rate, "factor_at", lambda epoch, settings: 1e33)
     arguments = flags(npz, tmp_path / "run", batch_size=128, epochs=1)
     message = stops_with(3, arguments, capsys)
     assert "the test loss became nan after epoch 1; most likely" in message
@@ -421,7 +421,7 @@ def test_weights_that_the_last_step_of_an_epoch_breaks_are_not_kept(
 
 def test_a_run_that_goes_on_has_no_final_model_until_it_ends(run, capsys, monkeypatch):
     directory, arguments = run
-    monkeypatch.setattr(callbacks, "factor_at", lambda epoch, settings: 1e33)
+    monkeypatch.setattr(learning_rate, "factor_at", lambda epoch, settings: 1e33)
     stops_with(3, [*arguments, "--epochs=3"], capsys)
     main.main(["--evaluate", str(directory)])
     assert capsys.readouterr().out.startswith(f"{directory / 'best.keras'}: ")

@@ -13,7 +13,7 @@ import numpy as np
 
 from training import Mistake
 from training.console import say
-from training.model import optimizers_of
+from training.learning_rate import optimizers_of
 
 MEMBER = "callbacks.npz"  # inside a checkpoint
 # What Keras itself puts into every callback.

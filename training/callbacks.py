@@ -1,6 +1,5 @@
 """What happens while `fit` trains: one callback, one job."""
 
-import contextlib
 import math
 import shutil
 import signal
@@ -14,7 +13,6 @@ from training import Mistake, console
 from training.checkpoints import best_of
 from training.console import Interrupted, NotFinite, say
 from training.files import in_six_digits, plot_curves, replace_file, write_csv, writing
-from training.model import factor_at, first_rate, optimizers_of
 from training.tensorboard import GradientHistograms, TensorBoard
 
 
@@ -40,38 +38,6 @@ def callbacks_of(run, steps, states):
         images = run.data.x_train[:16]
         after_users.append(GradientHistograms(folder / "gradients", images, whole_epochs))
     return before_users, after_users
-
-
-class LearningRate(keras.callbacks.Callback):
-    """Sets the learning rate of each epoch, and adds it to the history.
-
-    That is the optimizer's first rate, times the factor of the schedule. Each optimizer within a
-    MultiOptimizer has its own first rate.
-
-    Args:
-        settings: Those of main.py.
-        optimizer: The optimizer of the compiled model, which has not trained yet.
-    """
-
-    def __init__(self, settings, optimizer):
-        super().__init__()
-        self.settings = settings
-        self.first_rates = [first_rate(each) for each in optimizers_of(optimizer)]
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.settings.schedule == "constant":  # only another callback may change the rate
-            return
-        optimizers = optimizers_of(self.model.optimizer)
-        for optimizer, rate in zip(optimizers, self.first_rates, strict=True):
-            if rate is not None:
-                with contextlib.suppress(TypeError):  # Keras': by now it has a LearningRateSchedule
-                    optimizer.learning_rate = rate * factor_at(epoch, self.settings)
-
-    def on_epoch_end(self, epoch, logs=None):
-        optimizers = optimizers_of(self.model.optimizer)
-        for optimizer in optimizers:
-            name = f"learning_rate_{optimizer.name}" if len(optimizers) > 1 else "learning_rate"
-            logs[name] = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 class Progress(keras.callbacks.Callback):

@@ -56,10 +56,14 @@ def name():
 
 def _name_of_cpu():
     """The model of the CPU; where the system does not tell, its architecture."""
-    with contextlib.suppress(OSError):  # Linux alone has this file
-        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M):
-            return found[1]
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.+)", _cpuinfo(), re.M)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _cpuinfo():
+    """What Linux says of the CPU; nothing on other systems."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
 
 
 def count():
@@ -194,12 +198,7 @@ def compiler_in_words():
 
 def bfloat16_wins():
     """Whether this is TensorFlow on a CPU that has bfloat16 instructions. Only Linux tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return (
-        on_one_cpu()
-        and cpuinfo.exists()
-        and not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpuinfo.read_text().split())
-    )
+    return on_one_cpu() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo().split())
 
 
 def on_one_cpu():

@@ -1,11 +1,9 @@
-"""The model to train, its optimizer, and what changes of them from epoch to epoch."""
+"""The model to train, and its optimizer."""
 
 import contextlib
 import difflib
-import math
 
 import keras
-import numpy as np
 
 import gaaf
 from resnet_v1 import block_and_count, resnet_v1
@@ -193,28 +191,3 @@ def learning_rate(settings):
     """The learning rate that the training begins with."""
     rate = settings.learning_rate
     return float(RATES[settings.optimizer] if rate == "auto" else rate)
-
-
-def factor_at(epoch, settings):
-    """What the schedule multiplies the first learning rate by in an epoch, counted from 0."""
-    if settings.schedule == "cosine":
-        return (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
-    if settings.schedule == "step":
-        for mark, factor in ((180, 5e-4), (160, 1e-3), (120, 1e-2), (80, 1e-1)):
-            if epoch * 200 >= mark * settings.epochs:
-                return factor
-    return 1.0
-
-
-def optimizers_of(optimizer):
-    """The optimizers within a LossScaleOptimizer or MultiOptimizer; of any other, only itself."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    return getattr(optimizer, "optimizers", [optimizer])
-
-
-def first_rate(optimizer):
-    """The learning rate of a new optimizer; None if that is a schedule or a function."""
-    rate = optimizer.get_config().get("learning_rate")
-    if not isinstance(rate, float):
-        return None
-    return float(str(np.float32(rate)))  # 0.001, where the config has 0.0010000000474974513

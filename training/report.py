@@ -114,7 +114,7 @@ def optimizer_in_words(optimizer, schedule):
     name, rate = optimizer["name"], optimizer.get("learning_rate")
     if isinstance(rate, float):
         return f"{name} from {rate:g}, schedule {schedule}"
-    if rate:  # a LearningRateSchedule
+    if rate:  # a LearningRateSchedule or a function, of which Keras gives the class
         schedule = rate["class_name"]
     return f"{name}, schedule {schedule}"
 

@@ -6,7 +6,7 @@ import sys
 
 from training import Mistake, batches, devices, report, tensorflow_cpu
 from training.callback_states import CallbackStates, require_averages
-from training.callbacks import LearningRate, StopOnSignal, callbacks_of
+from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
 from training.console import say
 from training.files import locked, remove_run, write_text
@@ -17,6 +17,7 @@ from training.identity import (
     identity_of,
     require_same_run,
 )
+from training.learning_rate import LearningRate
 from training.model import make_variables, require_fitting
 from training.tensorboard import require_activations
 
