@@ -41,20 +41,29 @@ def feed(settings, data, first_epoch=0):
     )
     steps = -(-images_of_an_epoch(len(images), settings.batch_size, n) // settings.batch_size)
     part = part_of(len(data.x_test), devices.process())
-    tested_at_once = settings.batch_size
-    if devices.kind() != "CPU":
-        tested_at_once = max(TEST_BATCH // n * n, settings.batch_size)
-    # Keras gives all test batches the layout of the first. If the devices cannot share the last
-    # batch, they must share none: so the batch size is then no multiple of n.
-    uneven = len(data.x_test) % n > 0
     return {
         "x": _dataset(drawing, data),
         "steps_per_epoch": steps,
         "shuffle": False,  # that is done
         "initial_epoch": first_epoch,
         "validation_data": (data.x_test[part], data.y_test[part]),
-        "validation_batch_size": tested_at_once // devices.process()[1] - uneven,
+        "validation_batch_size": _test_batch_size(settings, len(data.x_test)),
     }
+
+
+def _test_batch_size(settings, images):
+    """How many of the test images this process tests at once, so that any number can be tested."""
+    n, tested_at_once = devices.count(), settings.batch_size
+    if devices.kind() != "CPU":
+        tested_at_once = max(TEST_BATCH // n * n, settings.batch_size)
+    if images % n and keras.backend.backend() == "tensorflow":
+        # Keras averages the devices' parts of the first batch, so these must have one size.
+        return min(tested_at_once, images // n * n)
+    if images % n:
+        # Keras gives all batches the layout of the first. The devices cannot share the last batch,
+        # so they must share none: the batch size is no multiple of n.
+        return tested_at_once - 1
+    return tested_at_once // devices.process()[1]
 
 
 class _OnDevice:

@@ -129,6 +129,11 @@ def require_shareable(settings, data):
             f"data: allowed is at least one batch of {settings.batch_size} training images; "
             f"received {len(data.x_train)}"
         )
+    if len(data.x_test) < n:
+        raise Mistake(
+            f"data: allowed with {n} devices is at least {n} images to test on; "
+            f"received {len(data.x_test)}"
+        )
     if several and settings.gradient_histograms:
         raise Mistake("gradient_histograms: allowed for several processes is False; received True")
     if several and len(data.x_test) % n:
