@@ -6,6 +6,7 @@ config.json keeps all four. So only the training that a directory belongs to can
 import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -167,7 +168,12 @@ def sources_of(settings_class):
 
 def digest_of_file(path, settings="Settings"):
     """A digest of the code in a file."""
-    return digest_of_code(ast.parse(path.read_bytes()), settings)
+    return _digest_of_text(path.read_bytes(), settings)
+
+
+@functools.cache  # a run asks several times for the digests of the same files
+def _digest_of_text(text, settings):
+    return digest_of_code(ast.parse(text), settings)
 
 
 def digest_of_code(tree, settings="Settings"):
