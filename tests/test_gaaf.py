@@ -715,12 +715,15 @@ def test_clone_model_keeps_parameters():
     np.testing.assert_array_equal(copy.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("jit_compile", [True, False])
-def test_training_with_and_without_xla(jit_compile):
+torch_compiles_slowly = [pytest.mark.slow] * (BACKEND == "torch")
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=torch_compiles_slowly), False])
+def test_training_compiled_and_not(compiled):
     model = model_of_every_kind()
-    model.compile("adam", "mse", jit_compile=jit_compile)
+    model.compile("adam", "mse", jit_compile=compiled)
     x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
-    losses = model.fit(x, x[:, :2], epochs=20, verbose=0).history["loss"]
+    losses = model.fit(x, x[:, :2], epochs=5, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
 
 

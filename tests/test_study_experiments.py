@@ -27,6 +27,7 @@ from training.files import read_csv, read_history, write_csv
 from training.settings import check, parse
 
 
+@once
 def test_every_row_has_settings_that_main_takes(tmp_path):
     for row in rows.ROWS:
         run = experiments.Run(row, 0, 20, "digits", folder=tmp_path)
@@ -356,6 +357,7 @@ def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatc
     assert len(read_csv(results)) == 7
 
 
+@once
 def test_two_processes_may_write_the_results(tmp_path):
     """Each waits for the other, and adds to what that one has written meanwhile."""
     results = tmp_path / "results.csv"

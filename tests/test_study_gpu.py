@@ -8,6 +8,7 @@ import pytest
 jax_alone = pytest.mark.skipif(keras.backend.backend() != "jax", reason="it times JAX")
 
 
+@pytest.mark.slow
 @jax_alone
 def test_a_job_times_main_and_both_loops(npz, monkeypatch, capfd):
     from study import gpu

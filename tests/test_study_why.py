@@ -56,7 +56,7 @@ def test_dropout_is_added_after_each_activation(npz):
     assert model.count_params() == plain.count_params()
 
 
-@once
+@pytest.mark.slow
 def test_gaaf_enlarges_gradients_on_their_way_and_a_gain_makes_up_for_it(npz, monkeypatch):
     few = {name: why.BY_DEPTH[name] for name in ("relu", "GAAF_relu", "GAAF_relu, peak")}
     monkeypatch.setattr(why, "BY_DEPTH", few)

@@ -19,6 +19,7 @@ import main
 from training import callback_states, console, model
 
 BACKEND = keras.backend.backend()
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -120,6 +121,7 @@ STATEFUL = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau", "SwapEMAWei
 STATEFUL += ("CSVLogger", "ModelCheckpoint by steps", "SwapEMAWeights for tests")
 STATELESS = ("Callback", "History", "LambdaCallback", "ProgbarLogger", "RemoteMonitor")
 STATELESS += ("TerminateOnNaN",)
+TOGETHER = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau", "SwapEMAWeights", "CSVLogger")
 
 
 def arrays_of(path):
@@ -166,25 +168,33 @@ def test_every_callback_of_keras_is_known_here():
     assert {name for name in dir(callbacks) if not name.startswith("_")} == set(MAKERS)
 
 
-@pytest.mark.parametrize("name", [*(name for name in POSSIBLE if name not in STATELESS), "others"])
-def test_a_run_in_parts_ends_as_the_whole_one(name, small, tmp_path, capsys):
+def alone_and_together():
+    """Each alone, most of which is slow, and many together."""
     needed = {"TensorBoard": "tensorboard", "OrbaxCheckpoint": "orbax.checkpoint"}
-    if name in needed:
-        pytest.importorskip(needed[name])  # which writes the files
-    compare(STATELESS if name == "others" else [name], small, tmp_path)
+    for name in POSSIBLE:
+        if name in needed:  # it writes the files
+            yield pytest.param([name], needed[name], id=name)
+        else:
+            yield pytest.param([name], None, marks=[slow] * (name != "Mine"), id=name)
+    yield pytest.param(STATELESS, None, id="without a state")
+    yield pytest.param(TOGETHER, None, id="with a state")
+
+
+@pytest.mark.parametrize("names, needed", list(alone_and_together()))
+def test_a_run_in_parts_ends_as_the_whole_one(names, needed, small, tmp_path, capsys):
+    if needed:
+        pytest.importorskip(needed)
+    compare(names, small, tmp_path)
     assert "cannot give back" not in capsys.readouterr().out
 
 
 def pairs():
-    """All pairs, of which those that meet most often are not slow."""
-    often = ("EarlyStopping", "ReduceLROnPlateau"), ("EarlyStopping", "SwapEMAWeights")
     for names in itertools.combinations(STATEFUL, 2):
-        marks = [] if names in often else [pytest.mark.slow]
-        yield pytest.param(names, marks=marks, id=" and ".join(names))
+        yield pytest.param(names, id=" and ".join(names))
 
 
-@once
-@pytest.mark.parametrize("names", pairs())
+@slow
+@pytest.mark.parametrize("names", list(pairs()))
 def test_so_does_one_with_two_callbacks(names, small, tmp_path):
     if sum(name.startswith("SwapEMA") for name in names) < 2:  # each would undo the other
         compare(names, small, tmp_path)
@@ -312,6 +322,7 @@ class SetsUpFromTheModel(callbacks.Callback):
         logs["epoch"] = 77.0  # must not replace that of the history
 
 
+@once
 def test_what_a_callback_takes_from_the_model_in_the_beginning_is_kept(small, tmp_path):
     main.train(small("whole"), [SetsUpFromTheModel()])
     with pytest.raises(console.Interrupted):
@@ -320,6 +331,7 @@ def test_what_a_callback_takes_from_the_model_in_the_beginning_is_kept(small, tm
     require_same(tmp_path / "whole", tmp_path / "parts")
 
 
+@once
 def test_an_object_that_trains_again_loses_nothing_for_the_next_one(small, tmp_path):
     """As in a notebook whose cell is run again, and whose kernel is restarted later."""
 
@@ -348,6 +360,7 @@ def test_other_callbacks_begin_anew(small, capsys):
     assert mine.seen == {"epochs": 1}
 
 
+@once
 def test_a_callback_that_is_left_out_is_named_if_it_remembered_anything(small, capsys):
     main.train(small("run", epochs=1), [callbacks.Callback(), Stop(), Mine()])
     main.train(small("run", epochs=2), [callbacks.Callback()])
@@ -357,6 +370,7 @@ def test_a_callback_that_is_left_out_is_named_if_it_remembered_anything(small, c
     assert "is not given any more" not in capsys.readouterr().out
 
 
+@once
 def test_a_new_file_of_a_csv_logger_gets_a_header(small, tmp_path):
     for epochs, name in enumerate(("first.csv", "first.csv", "second.csv"), 1):
         main.train(small("run", epochs=epochs), [callbacks.CSVLogger(tmp_path / name)])
@@ -364,6 +378,7 @@ def test_a_new_file_of_a_csv_logger_gets_a_header(small, tmp_path):
     assert header.startswith("epoch,") and row.startswith("2,")
 
 
+@once
 def test_averages_of_one_of_several_optimizers_are_enough(small, monkeypatch, tmp_path):
     def optimizers(settings, network):
         average = keras.optimizers.SGD(0.1, use_ema=True, name="average")
@@ -405,6 +420,7 @@ def test_an_epoch_that_ends_with_its_last_step_is_whole(small, tmp_path, capsys)
     assert "Stopped after epoch 2 of 5" in capsys.readouterr().out
 
 
+@once
 def test_an_epoch_that_keras_cuts_short_is_not_kept(small, tmp_path, capsys, monkeypatch):
     keras.config.set_max_steps_per_epoch(3)
     try:

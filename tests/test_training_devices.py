@@ -104,7 +104,7 @@ def test_a_batch_that_does_not_divide_is_refused(small):
     assert not (small / "new").exists()
 
 
-def processes(small, *flags):
+def processes(small, *flags, script=SCRIPT):
     """Two processes of one device each that train together; what each said and ended with."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -118,7 +118,7 @@ def processes(small, *flags):
             "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
             "KERAS_DISTRIBUTION_PROCESS_ID": number,
         }
-        command = [sys.executable, str(SCRIPT), "1", *FLAGS, "--output-dir=two", *flags]
+        command = [sys.executable, str(script), "1", *FLAGS, "--output-dir=two", *flags]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         begun.append(subprocess.Popen(command, cwd=small, env=environment, **pipes))
     said = [x.communicate(timeout=200) for x in begun]
@@ -127,8 +127,12 @@ def processes(small, *flags):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="Keras trains in several processes on JAX")
 def test_two_processes_train_as_one_does(small):
+    """The first waits for the other, which ends later. Else that one would abort."""
+    late = small / "late.py"
+    seconds = "3 * int(os.environ['KERAS_DISTRIBUTION_PROCESS_ID'])"
+    late.write_text(f"{SCRIPT.read_text()}\nimport time\ntime.sleep({seconds})\nconsole.leave(0)\n")
     one = python(str(SCRIPT), "1", *FLAGS, "--output-dir=one", cwd=small).stdout
-    for code, out, err in processes(small):
+    for code, out, err in processes(small, script=late):
         assert code == 0, err
         require_same_training(out, one)
     history = (small / "two" / "history.csv").read_text()
@@ -138,23 +142,6 @@ def test_two_processes_train_as_one_does(small):
         keras.models.load_model(small / "one" / "final.keras").get_weights()[0],
         atol=1e-4,
     )
-
-
-@pytest.mark.skipif(BACKEND != "jax", reason="Keras trains in several processes on JAX")
-def test_the_first_process_waits_for_one_that_ends_later(small, monkeypatch):
-    """Else that one would abort, as the first one coordinates both."""
-    late = small / "late.py"
-    late.write_text(
-        "import os, sys, time\n"
-        "from training import console\n"
-        "import main\n"
-        "main.main(sys.argv[2:])\n"
-        "time.sleep(3 * int(os.environ['KERAS_DISTRIBUTION_PROCESS_ID']))\n"
-        "console.leave(0)\n"
-    )
-    monkeypatch.setitem(globals(), "SCRIPT", late)
-    for code, _, err in processes(small):
-        assert code == 0, err
 
 
 @pytest.mark.slow

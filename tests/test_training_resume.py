@@ -41,7 +41,7 @@ CASES = [
         *(2, 11, "--data-augmentation --optimizer=sgd --schedule=cosine", signal.SIGTERM, 2),
         marks=once,
     ),
-    pytest.param(1, 8, "--optimizer=adamw", signal.SIGTERM, 3, marks=once),
+    pytest.param(1, 8, "--optimizer=adamw", signal.SIGTERM, 3, marks=slow),
     pytest.param(1, 8, "--data-augmentation", signal.SIGTERM, 2, marks=slow),
     pytest.param(2, 11, "", signal.SIGINT, 2, marks=slow),
 ]
@@ -77,6 +77,7 @@ def test_other_settings_are_refused_and_listed(run, capsys):
     assert contents(directory) == before
 
 
+@once
 def test_a_run_that_could_fade_is_gone_on_with_if_it_did_not(run, capsys):
     directory, arguments = run
     config = json.loads((directory / "config.json").read_text())
@@ -208,6 +209,7 @@ def test_another_optimizer_is_refused_and_begins_anew_where_that_is_ignored(
     assert int(model.optimizer.iterations) == 2  # of the third epoch alone
 
 
+@once
 def test_other_code_goes_on_where_that_is_ignored(run, capsys, monkeypatch):
     directory, arguments = run
     before = contents(directory)

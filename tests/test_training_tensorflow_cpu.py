@@ -107,6 +107,7 @@ def test_the_step_is_traced_once(monkeypatch):
     assert traced.count(True) == 1 and len(traced) <= 2
 
 
+@once
 def test_a_saved_model_predicts_what_the_accelerated_one_does(monkeypatch, tmp_path):
     model = model_of(True, monkeypatch, version=2, depth=11)
     model.train_on_batch(X[:16], Y[:16])
