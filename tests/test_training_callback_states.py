@@ -188,13 +188,8 @@ def test_a_run_in_parts_ends_as_the_whole_one(names, needed, small, tmp_path, ca
     assert "cannot give back" not in capsys.readouterr().out
 
 
-def pairs():
-    for names in itertools.combinations(STATEFUL, 2):
-        yield pytest.param(names, id=" and ".join(names))
-
-
 @slow
-@pytest.mark.parametrize("names", list(pairs()))
+@pytest.mark.parametrize("names", list(itertools.combinations(STATEFUL, 2)), ids=" and ".join)
 def test_so_does_one_with_two_callbacks(names, small, tmp_path):
     if sum(name.startswith("SwapEMA") for name in names) < 2:  # each would undo the other
         compare(names, small, tmp_path)
