@@ -10,8 +10,8 @@ import sys
 
 DEVICES = int(sys.argv[1])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
-# A device may get none of the last test images. oneDNN, which GPUs do not use, gives the
-# convolution of none a wrong shape.
+# TensorFlow may give a device an empty part of the last test batch. With oneDNN, which only CPUs
+# use, the convolution of an empty batch has a wrong shape.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import keras  # noqa: E402

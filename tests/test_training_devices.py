@@ -22,8 +22,8 @@ from training import Mistake, batches, devices
 from training.data import Data
 
 SCRIPT = ROOT / "tests" / "losses.py"
-# The last batch of an epoch has 8 images, or of 42 images 10, of which 4 devices share 8. They
-# share 16 test images evenly, but not 13.
+# The last batch of an epoch has 8 images, or of 42 images 10. 4 devices can share 16 test images,
+# but not 13.
 FLAGS = ["--data=small.npz", "--depth=8", "--batch-size=16", "--epochs=2", "--learning-rate=1e-5"]
 
 sharing = pytest.mark.skipif(BACKEND == "torch", reason="Keras shares batches on TF and JAX")
@@ -78,8 +78,8 @@ def test_devices_train_as_one_does(devices, flags, small):
 @sharing
 @pytest.mark.slow
 def test_images_that_do_not_divide(small):
-    """Of 42 training images the last 10 make 8 for four devices; all 13 test images count."""
-    flags = [*FLAGS, "--data=odd.npz", "--epochs=1", "--learning-rate=1e-9"]
+    """Of 42 training images 4 devices share 40. All 13 test images count, 8 or 7 and the rest."""
+    flags = [*FLAGS, "--data=odd.npz", "--epochs=1", "--learning-rate=1e-9", "--batch-size=8"]
     said = [python(str(SCRIPT), n, *flags, f"--output-dir={n}", cwd=small).stdout for n in "14"]
     (one,), (four,) = (figures(x, "TEST") for x in said)
     np.testing.assert_allclose(four, one, rtol=1e-4)
@@ -235,15 +235,27 @@ def test_fit_gets_the_batches_of_the_settings(augmentation):
         np.testing.assert_array_equal(y, y_expected)
 
 
-@pytest.mark.parametrize("n, tested", [(1, 1024), (2, 1024), (3, None), (8, 1024)])
-def test_gpus_can_share_the_first_batch_of_the_test_images(n, tested, monkeypatch):
-    """On JAX and PyTorch all batches or none, as Keras gives them the layout of the first one."""
-    if tested is None:  # 3 GPUs cannot share 40 images
-        tested = 39 if BACKEND == "tensorflow" else 1022
-    monkeypatch.setattr(devices, "kind", lambda: "GPU")
-    monkeypatch.setattr(devices, "count", lambda: n)
-    settings = main.Settings(batch_size=12 * n)
-    fed = batches.feed(settings, forty_images())
+@sharing
+@pytest.mark.parametrize(
+    "kind, n, processes, on_tensorflow, on_jax",
+    [
+        ("GPU", 1, 1, 1024, 1024),
+        ("GPU", 2, 1, 1024, 1024),
+        ("GPU", 8, 4, None, 256),  # a process hands over its part
+        ("GPU", 3, 1, 39, 1022),  # 3 devices cannot share 40 images
+        ("CPU", 3, 1, 36, 35),
+        ("CPU", 4, 2, None, 24),
+    ],
+)
+def test_the_devices_can_share_the_test_images_or_are_given_all(
+    kind, n, processes, on_tensorflow, on_jax, monkeypatch
+):
+    tested = on_tensorflow if BACKEND == "tensorflow" else on_jax
+    if tested is None:
+        pytest.skip("Keras trains in several processes on JAX")
+    for name, value in (("kind", kind), ("count", n), ("process", (0, processes))):
+        monkeypatch.setattr(devices, name, lambda value=value: value)
+    fed = batches.feed(main.Settings(batch_size=12 * n), forty_images())
     assert fed["validation_batch_size"] == tested
 
 

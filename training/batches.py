@@ -52,16 +52,20 @@ def feed(settings, data, first_epoch=0):
 
 
 def _test_batch_size(settings, images):
-    """How many of the test images this process tests at once, so that any number can be tested."""
+    """How many test images this process tests at once.
+
+    `devices.require_shareable` has refused what cannot be tested.
+    """
     n, tested_at_once = devices.count(), settings.batch_size
     if devices.kind() != "CPU":
         tested_at_once = max(TEST_BATCH // n * n, settings.batch_size)
     if images % n and keras.backend.backend() == "tensorflow":
-        # Keras averages the devices' parts of the first batch, so these must have one size.
+        # To learn the shape of a batch, Keras takes the mean over the devices' parts of the first
+        # one. So these must have one size. Later parts may differ, or be empty.
         return min(tested_at_once, images // n * n)
     if images % n:
-        # Keras gives all batches the layout of the first. The devices cannot share the last batch,
-        # so they must share none: the batch size is no multiple of n.
+        # JAX: Keras splits all batches or none, as `DataParallel.get_data_layout` says for the
+        # first. The last one cannot be split. With one image less, neither can the first.
         return tested_at_once - 1
     return tested_at_once // devices.process()[1]
 
