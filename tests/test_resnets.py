@@ -102,10 +102,10 @@ def test_v2_is_pre_activation():
 @once
 def test_stages():
     v1, v2 = resnet_v1(SHAPE, 20), resnet_v2(SHAPE, 20)
-    wide = resnet_v1(SHAPE, 164)
+    wide = resnet_v1(SHAPE, 29)
     for stage, size, filters in ((1, 32, 16), (2, 16, 32), (3, 8, 64)):
         assert v1.get_layer(f"stage{stage}_block3_add").output.shape[1:] == (size, size, filters)
-        outer = wide.get_layer(f"stage{stage}_block18_add").output.shape[1:]
+        outer = wide.get_layer(f"stage{stage}_block3_add").output.shape[1:]
         assert outer == (size, size, 4 * filters)
     for stage, size, filters in ((1, 32, 64), (2, 16, 128), (3, 8, 256)):
         assert v2.get_layer(f"stage{stage}_block2_add").output.shape[1:] == (size, size, filters)

@@ -67,7 +67,7 @@ def test_gaaf_enlarges_gradients_on_their_way_and_a_gain_makes_up_for_it(npz, mo
     assert found["GAAF_relu, peak, v1"][20] < 2 * plain
 
 
-@once
+@pytest.mark.slow
 def test_the_study_trains_what_it_lacks(npz, tmp_path, monkeypatch, capsys):
     small = {name: {**why.NETWORKS[name], "depth": 8} for name in ("relu", "paper")}
     monkeypatch.setattr(why, "NETWORKS", small)
