@@ -116,6 +116,7 @@ MORE = {
     ),
     "SwapEMAWeights for tests": lambda here: callbacks.SwapEMAWeights(),
 }
+NEEDED = {"TensorBoard": "tensorboard", "OrbaxCheckpoint": "orbax.checkpoint"}  # write the files
 POSSIBLE = {name: make for name, make in (MAKERS | MORE).items() if make}
 STATEFUL = ("EarlyStopping", "ModelCheckpoint", "ReduceLROnPlateau", "SwapEMAWeights", "Mine")
 STATEFUL += ("CSVLogger", "ModelCheckpoint by steps", "SwapEMAWeights for tests")
@@ -172,21 +173,19 @@ def test_every_callback_of_keras_is_known_here():
 
 
 def alone_and_together():
-    """Each alone, most of which is slow, and many together."""
-    needed = {"TensorBoard": "tensorboard", "OrbaxCheckpoint": "orbax.checkpoint"}
+    """Each callback alone, which is slow if it is also among those that train together."""
     for name in POSSIBLE:
-        if name in needed:  # it writes the files
-            yield pytest.param([name], needed[name], id=name)
-        else:
-            yield pytest.param([name], None, marks=[slow] * (name != "Mine"), id=name)
-    yield pytest.param(STATELESS, None, id="without a state")
-    yield pytest.param(TOGETHER, None, id="with a state")
+        again = name in STATELESS + TOGETHER
+        yield pytest.param([name], marks=slow if again else [], id=name)
+    yield pytest.param(STATELESS, id="without a state")
+    yield pytest.param(TOGETHER, id="with a state")
 
 
-@pytest.mark.parametrize("names, needed", list(alone_and_together()))
-def test_a_run_in_parts_ends_as_the_whole_one(names, needed, small, tmp_path, capsys):
-    if needed:
-        pytest.importorskip(needed)
+@pytest.mark.parametrize("names", list(alone_and_together()))
+def test_a_run_in_parts_ends_as_the_whole_one(names, small, tmp_path, capsys):
+    for name in names:
+        if name in NEEDED:
+            pytest.importorskip(NEEDED[name])
     compare(names, small, tmp_path)
     assert "cannot give back" not in capsys.readouterr().out
 
