@@ -91,7 +91,8 @@ def main():
     parser.add_argument("rows", nargs="*", metavar="ROW", default=[*ROWS], help=listed)
     parser.add_argument("--data", default="cifar10", help="as of main.py; default cifar10")
     parser.add_argument("--epochs", type=int, default=200, help="default 200")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … a row; default 3")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each row; default 3")
+    parser.add_argument("--first-seed", type=int, default=0, help="the others follow; default 0")
     precision = {"choices": CHOICES["precision"], "default": "float32", "help": "default float32"}
     parser.add_argument("--precision", **precision)
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side; default 1")
@@ -102,8 +103,10 @@ def main():
         return
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"ROW: allowed is one of {known}; received {', '.join(unknown)}")
-    if min(given.epochs, given.seeds, given.at_once) < 1:
-        parser.error("--epochs, --seeds, --at-once: allowed is 1 or more")
+    for name, lowest in {"epochs": 1, "seeds": 1, "first_seed": 0, "at_once": 1}.items():
+        if (value := getattr(given, name)) < lowest:
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag}: allowed is {lowest} or more; received {value}")
     try:
         data = require_source(given.data)
     except Mistake as mistake:
@@ -113,7 +116,8 @@ def main():
         parser.error(f"main.py: {allowed}; received others of {', '.join(edited)}")
     # All rows once, before any a second time.
     how = given.epochs, data, given.precision
-    runs = [Run(row, seed, *how) for seed in range(given.seeds) for row in given.rows]
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    runs = [Run(row, seed, *how) for seed in seeds for row in given.rows]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trainings are to end as well
     try:
         train(runs, given.at_once)

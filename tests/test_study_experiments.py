@@ -53,6 +53,21 @@ def test_the_protocol_is_what_main_trains_by_default(monkeypatch, capsys):
     assert end.value.code == 2 and "received others of batch_size" in capsys.readouterr().err
 
 
+def test_seeds_follow_the_first_one(monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(experiments, "train", lambda runs, at_once: trained.extend(runs))
+    monkeypatch.setattr(experiments.signal, "signal", lambda *_: None)
+    command = ["experiments", "--data", "digits", "--seeds", "2", "relu", "paper", "--first-seed"]
+    monkeypatch.setattr(sys, "argv", [*command, "3"])
+    experiments.main()
+    expected = [("relu", 3), ("paper", 3), ("relu", 4), ("paper", 4)]
+    assert [(run.row, run.seed) for run in trained] == expected
+    monkeypatch.setattr(sys, "argv", [*command, "-1"])
+    with pytest.raises(SystemExit) as end:
+        experiments.main()
+    assert end.value.code == 2 and "0 or more; received -1" in capsys.readouterr().err
+
+
 def test_the_plain_row_is_of_the_same_network():
     assert rows.plain_row("shift -1") == "relu"
     assert rows.plain_row("v2, paper, peak") == "v2, relu"
