@@ -176,11 +176,11 @@ def test_mixed_precision_trains_and_leaves_keras_as_it_was(npz, tmp_path):
     assert np.isfinite(history.history["loss"]).all()
 
 
-def test_a_loaded_model_of_mixed_float16_scales_its_loss(npz, tmp_path):
+def test_a_loaded_model_of_mixed_float16_scales_its_loss(few_images, tmp_path):
     settings = main.Settings(
         depth=8,
-        data=npz,
-        batch_size=32,
+        data=few_images,
+        batch_size=16,
         epochs=1,
         precision="mixed_float16",
         optimizer="adamw",
@@ -196,10 +196,15 @@ def test_a_loaded_model_of_mixed_float16_scales_its_loss(npz, tmp_path):
     assert np.isfinite(loaded.fit(x, y, verbose=0).history["loss"]).all()
 
 
-def test_the_seed_decides_the_run(npz, tmp_path):
+def test_the_seed_decides_the_run(few_images, tmp_path):
     def weights(seed, run):
         settings = main.Settings(
-            depth=8, data=str(npz), epochs=1, seed=seed, output_dir=str(tmp_path / run)
+            depth=8,
+            data=few_images,
+            batch_size=8,
+            epochs=1,
+            seed=seed,
+            output_dir=str(tmp_path / run),
         )
         return main.train(settings).model.get_weights()
 
@@ -250,13 +255,13 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, gra
         "activation": activation,
         "data": "digits",
         "batch_size": 16,
-        "epochs": 4,
+        "epochs": 3,
     }
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in arguments.items()]
     main.main(flags)
     (directory,) = (empty_directory / "runs").iterdir()
     rows = read_history(directory / "history.csv")
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["val_accuracy"] > 0.6  # chance is 0.1
 
     said = capsys.readouterr().out
@@ -271,7 +276,7 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, gra
     )
     assert f"activation    {activation}" in said and f"results       runs/{directory.name}" in said
     best = max(row["val_accuracy"] for row in rows)
-    assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 4; {best:.4f} in the best" in said
+    assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 3; {best:.4f} in the best" in said
 
     config = json.loads((directory / "config.json").read_text())
     assert config["settings"] == dataclasses.asdict(check(parse(main.Settings, "", flags)[0]))
@@ -281,7 +286,7 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, gra
         *("checkpoints", ".lock"),
     }
     assert {path.name for path in (directory / "checkpoints").iterdir()} <= {
-        f"{epoch:04}.keras" for epoch in range(1, 5)
+        f"{epoch:04}.keras" for epoch in range(1, 4)
     }
     assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.stat().st_size > 0 for path in (directory / "tensorboard").iterdir()] == [True]
@@ -296,7 +301,7 @@ def test_training_on_the_digits(version, depth, activation, empty_directory, gra
     main.main(flags)  # the same once more has nothing left to do
     said = capsys.readouterr().out
     assert "Nothing to train: this run ended on " in said
-    assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 4; {best:.4f} in the best" in said
+    assert f"{rows[-1]['val_accuracy']:.4f} in the last epoch, 3; {best:.4f} in the best" in said
     assert read_history(directory / "history.csv") == rows
 
     main.main(["--evaluate", str(directory)])
@@ -453,7 +458,7 @@ def test_the_schedule_begins_with_the_rate_of_ones_own_optimizer(npz, tmp_path, 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 @once
 def test_each_of_several_optimizers_has_a_rate_of_its_own(
-    precision, npz, tmp_path, monkeypatch, capsys
+    precision, few_images, tmp_path, monkeypatch, capsys
 ):
     sgd, adam = keras.optimizers.SGD(0.5, name="sgd"), keras.optimizers.Adam(0.25, name="adam")
     choice = keras.optimizers.OptimizerMap(sgd, {"classifier/.*": adam})
@@ -462,7 +467,7 @@ def test_each_of_several_optimizers_has_a_rate_of_its_own(
         several = keras.optimizers.LossScaleOptimizer(several)
     compiled_with(monkeypatch, optimizer=several)
     settings = main.Settings(
-        **{"depth": 8, "data": str(npz), "epochs": 2, "batch_size": 64, "activation": "relu"},
+        **{"depth": 8, "data": few_images, "epochs": 2, "batch_size": 16, "activation": "relu"},
         precision=precision,
         output_dir=str(tmp_path / "run"),
     )
