@@ -29,8 +29,8 @@ class Settings:
     slope: float = 1.0  # steepness of that sigmoid
     frequency: float = 10_000.0  # K, periods of the sawtooth per unit of x
     wave: str = "floor"  # floor; round: slope alternates; none: values of φ, only gradients change
-    shape: str = "auto"  # auto (relu: sigmoid, tanh: gaussian), none (s = 1), bsilu, nelu, leaky
-    gain: float | str = "peak"  # factor of gradients, in the paper 1; peak: none is above 1
+    shape: str = "auto"  # sigmoid, gaussian, none (s=1), bsilu, nelu, leaky; auto: of the first two
+    gain: float | str = "peak"  # factor of gradients, 1 in the paper; peak: the largest slope is 1
 
     # The data.
     data: str = "cifar10"  # cifar10, cifar100, digits, or the path of an .npz or official .tar.gz
@@ -44,7 +44,7 @@ class Settings:
     optimizer: str = "adam"  # adam, adamw, or sgd (Nesterov momentum 0.9)
     learning_rate: float | str = "auto"  # first learning rate; auto: 0.1 for sgd, else 1e-3
     schedule: str = "step"  # step (down at 40, 60, 80 and 90 % of the epochs), cosine, constant
-    weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: decoupled, as strong as plain SGD's
+    weight_decay: float = 1e-4  # L2 penalty in the loss; adamw: decoupled, 0.2·this/learning_rate
     precision: str = "float32"  # float32, mixed_bfloat16 or mixed_float16
     seed: int = 0  # for initial weights, order and augmentation
     gradient_histograms: bool = False  # write each activation's gradient into the TensorBoard logs

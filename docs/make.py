@@ -20,7 +20,7 @@ from study.analysis import (
     differences,
     half_interval,
     in_words,
-    loss,
+    loss_differences,
     mean_of,
     p_in_words,
     study,
@@ -112,10 +112,10 @@ def study_table():
     header = ("row", "runs", "test", "relu's", "difference, paired", "unpaired", "p (Holm)")
     header += (f"p of equality (±{analysis.MARGIN})", "training loss − relu's", "runs on")
     lines, rows = [], study()
-    more, cost = differences(rows, accuracy), differences(rows, loss)
+    more, cost = differences(rows, accuracy), loss_differences(rows)
     for row, found in rows.items():
         if len(found.runs) > 1 and found.others:
-            versus = *_in_cells(more[row]), difference_in_words(cost[row], digits=3)
+            versus = *_in_cells(more[row]), difference_in_words(cost.get(row), digits=3)
             number = len(found.others_of_same_seeds)
             lines.append((row, number, *_means(found), *versus, _setups(found)))
     return table(header, lines)
@@ -144,12 +144,12 @@ def _setups(found):
 def single_table():
     """A line for each row that has one run, beside the report of 2018."""
     lines, rows = [], study()
-    more, cost = differences(rows, accuracy), differences(rows, loss)
+    more, cost = differences(rows, accuracy), loss_differences(rows)
     for row, found in rows.items():
         if len(found.runs) == 1 and found.others:
             report = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
             test = f"{mean_of(found.runs, accuracy):.4f}"
-            versus = difference_in_words(more[row]), difference_in_words(cost[row], digits=3)
+            versus = difference_in_words(more[row]), difference_in_words(cost.get(row), digits=3)
             lines.append((row, report, test, *versus))
     header = ("row", "test in 2018", "test", "− relu's (or tanh's)", "training loss − relu's")
     return table(header, lines)
@@ -158,10 +158,10 @@ def single_table():
 def answer_table():
     """The rows that decide, in the columns that answer the question."""
     rows, lines = study(), []
-    more, cost = differences(rows, accuracy), differences(rows, loss)
+    more, cost = differences(rows, accuracy), loss_differences(rows)
     for row in ANSWER:
         versus = difference_in_words(more[row]), p_in_words(more[row].p)
-        cells = *_means(rows[row]), *versus, difference_in_words(cost[row], digits=3)
+        cells = *_means(rows[row]), *versus, difference_in_words(cost.get(row), digits=3)
         lines.append((row, *cells, len(rows[row].runs)))
     header = ("row", "test accuracy", "relu's", "difference", "p (Holm)", "training loss − relu's")
     return table((*header, "runs"), lines)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import gaaf
 from study import analysis, why
-from study.analysis import accuracy, differences, loss, study
+from study.analysis import accuracy, differences, loss_differences, study
 from training.files import replace_file
 
 FUNCTIONS = (
@@ -16,7 +16,10 @@ FUNCTIONS = (
     ("GAAF_relu, paper's shape (0.5, 5)", gaaf.GAAF("relu", shift=0.5, slope=5)),
     ("GAAF_tanh", gaaf.GAAF("tanh")),
 )
-SHOWN_BY_DEPTH = ("relu", "GAAF_relu", "GAAF_relu, peak", "paper", "paper, peak", "bsilu")
+SHOWN_BY_DEPTH = ("relu", "paper", "paper, peak", "GAAF_relu", "GAAF_relu, peak", "bsilu")
+# A network has the same colour in all parts of a picture.
+NETWORKS = tuple(dict.fromkeys([*why.NETWORKS, *SHOWN_BY_DEPTH]))
+COLOR_OF = {name: f"C{i}" for i, name in enumerate(NETWORKS)}
 # The groups of rows in the picture.
 GROUPS = {
     "GAAF": ("paper", "paper, peak", "default", "default, half the decay", "bsilu"),
@@ -70,8 +73,10 @@ def plot_study(path):
     found = study()
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for axes, measure in ((left, accuracy), (right, loss)):
-        names = plot_differences(axes, differences(found, measure))
+    by_accuracy = differences(found, accuracy)
+    names = names_in_groups(by_accuracy)
+    for axes, rows in ((left, by_accuracy), (right, loss_differences(found))):
+        plot_differences(axes, rows, names)
         axes.axvline(0, color="k", lw=1)
         axes.grid(alpha=0.3, axis="x")
     numbers = {row: len(each.others_of_same_seeds) for row, each in found.items()}
@@ -86,17 +91,23 @@ def plot_study(path):
     save(figure, path, analysis.RESULTS)
 
 
-def plot_differences(axes, rows):
-    """Draws a line for each row, below the name of its group; returns the names, from the top."""
+def names_in_groups(rows):
+    """The names of the rows with several runs, from the top; above each group "its name:"."""
     names = []
-    for color, (group, members) in enumerate(GROUPS.items()):
+    for group, members in GROUPS.items():
         shown = [row for row in members if row in rows and rows[row].paired is not None]
         if shown:
             names += [f"{group}:", *shown]
-        for y, row in enumerate(shown, len(names) - len(shown)):
-            mean, half, *_ = rows[row]
-            axes.errorbar(mean, -y, xerr=half, fmt="o", color=f"C{color}", capsize=3)
     return names
+
+
+def plot_differences(axes, rows, names):
+    """Draws a point with its interval for each of the names that is a row, in colours by group."""
+    color_of = {row: f"C{i}" for i, members in enumerate(GROUPS.values()) for row in members}
+    for y, row in enumerate(names):
+        if row in rows:
+            mean, half, *_ = rows[row]
+            axes.errorbar(mean, -y, xerr=half, fmt="o", color=color_of[row], capsize=3)
 
 
 def plot_why(path):
@@ -107,20 +118,22 @@ def plot_why(path):
     middle = (np.array(found["edges"][1:]) + found["edges"][:-1]) / 2
     for name, network in found["networks"].items():
         epochs = [list(epoch.values()) for epoch in network["gradients"]]
-        (line,) = gradients.semilogy(epochs[-1], ".-", label=name)
-        gradients.semilogy(epochs[0], ":", color=line.get_color())
-        inputs.plot(middle, network["inputs"], label=name)
-        loss.plot(range(1, len(network["loss"]) + 1), network["loss"], ".-", label=name)
+        look = {"color": COLOR_OF[name], "label": name}
+        gradients.semilogy(epochs[-1], ".-", **look)
+        gradients.semilogy(epochs[0], ":", color=look["color"])
+        inputs.plot(middle, network["inputs"], **look)
+        loss.plot(range(1, len(network["loss"]) + 1), network["loss"], ".-", **look)
     gradients.set(xlabel="convolution", ylabel="mean |∂loss/∂kernel|")
     gradients.set_title("after the last epoch; dotted: after the first", fontsize="small")
     inputs.set(xlabel="input of an activation", ylabel="share in 0.1 of x")
     loss.set(xlabel="epoch", ylabel="training loss")
-    for i, name in enumerate(SHOWN_BY_DEPTH):
+    for name in SHOWN_BY_DEPTH:
         for version, line in ((1, ".-"), (2, ".:")):
             by_depth = found["stem"][f"{name}, v{version}"]
             depths = [int(depth) for depth in by_depth]
             label = name if version == 1 else None
-            stem.semilogy(depths, list(by_depth.values()), f"C{i}{line}", label=label)
+            look = {"color": COLOR_OF[name], "label": label}
+            stem.semilogy(depths, list(by_depth.values()), line, **look)
     stem.set_title("version 1; dotted: version 2", fontsize="small")
     limit = np.sqrt(np.finfo("float32").max)
     stem.axhline(limit, color="k", ls=":", label="beyond, its square is infinite in float32")
@@ -129,7 +142,6 @@ def plot_why(path):
     for axes in (gradients, inputs, loss, stem):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (loss, stem):
         axes.legend(fontsize="small")
     save(figure, path, why.RESULTS)
 

@@ -91,9 +91,11 @@ def test_the_picture_of_the_study_shows_its_results(drawn):
         if len(x.runs) > 1 and x.others
     }
     assert sorted(shown) == sorted(several)
-    for axes, measure in ((left, pictures.accuracy), (right, pictures.loss)):
-        differences = pictures.differences(found, measure)
-        for name, points in zip(shown, axes.containers, strict=True):
+    measured = pictures.differences(found, pictures.accuracy), pictures.loss_differences(found)
+    assert "weight decay matched" in measured[0] and "weight decay matched" not in measured[1]
+    for axes, differences in zip((left, right), measured, strict=True):
+        drawn_here = [name for name in shown if several[name] in differences]
+        for name, points in zip(drawn_here, axes.containers, strict=True):
             mean, half, *_ = differences[several[name]]
             assert points.lines[0].get_xydata().tolist() == [[mean, -names.index(name)]]
             low, high = points.lines[2][0].get_segments()[0][:, 0]
@@ -112,6 +114,9 @@ def test_the_picture_of_why_shows_what_was_measured(drawn):
     assert last == [list(x["gradients"][-1].values()) for x in found["networks"].values()]
     relu = list(found["stem"]["relu, v1"].values())
     assert list(stem.lines[0].get_ydata()) == relu
+    colors = {(line.get_label(), line.get_color()) for line in (*loss.lines, *stem.lines)}
+    named = [(name, color) for name, color in colors if name in pictures.COLOR_OF]
+    assert len(named) == len(pictures.COLOR_OF)  # one colour each, in both parts
 
 
 def test_the_readme_is_a_front_door():

@@ -161,10 +161,10 @@ def test_what_cannot_be_built_is_told_before_any_data_is_read(mistake, monkeypat
     assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_mixed_precision_trains_and_leaves_keras_as_it_was(npz, tmp_path):
+def test_mixed_precision_trains_and_leaves_keras_as_it_was(few_images, tmp_path):
     settings = main.Settings(
         depth=8,
-        data=str(npz),
+        data=few_images,
         batch_size=16,
         epochs=1,
         precision="mixed_bfloat16",
