@@ -10,8 +10,8 @@ import pytest
 from backends import BACKEND, once
 from processes import ROOT, python
 from test_training_callbacks import scalars
+from trainings import contents, stops_with
 from trainings import flags as flags_of
-from trainings import stops_with
 
 import main
 import training.model
@@ -506,6 +506,16 @@ def test_a_network_that_does_not_know_its_input_is_refused(
     assert "model: allowed is a model from (None, 32, 32, 3) to (None, 10)" in message
     assert message.endswith("received mine, from None to None\n")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("steps", [4, "auto"])
+def test_several_steps_at_once_are_refused(steps, run, monkeypatch, capsys):
+    directory, flags = run
+    before = contents(directory)
+    compiled_with(monkeypatch, steps_per_execution=steps)
+    message = stops_with(2, [*flags, "--overwrite"], capsys)
+    assert message.endswith(f"steps_per_execution: allowed is 1; received {steps!r}\n")
+    assert contents(directory) == before
 
 
 @once

@@ -34,6 +34,7 @@ def small(npz, monkeypatch, tmp_path):
                 layers.AveragePooling2D(8),
                 layers.Flatten(),
                 layers.Dense(8, gaaf.GAAF("relu")),
+                layers.Dropout(0.2),  # which a run in parts has to go on with as well
                 layers.Dense(data.num_classes, "softmax", name="classifier"),
             ]
         )

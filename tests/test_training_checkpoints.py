@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there."""
 
 import errno
+import zipfile
 
 import keras
 import numpy as np
@@ -60,6 +61,40 @@ def test_a_checkpoint_has_weights_optimizer_and_history(tmp_path):
     assert restored(tmp_path, model) == rows
     assert_same(state(model), states[1])
     assert int(model.optimizer.iterations) == 2
+
+
+def test_a_checkpoint_has_the_states_of_random_generators(tmp_path):
+    def model_with(n):
+        dropouts = [keras.layers.Dropout(0.5) for _ in range(n)]
+        return keras.Sequential([keras.Input((4,)), *dropouts, keras.layers.Dense(3)])
+
+    def drawn(model):
+        return keras.ops.convert_to_numpy(model(np.ones((8, 4)), training=True))
+
+    model, checkpoints = model_with(1), Checkpoints(tmp_path)
+    first = drawn(model)
+    checkpoints.save(model, history([0.1]))
+    second = drawn(model)
+    assert (first != second).any()
+    other = model_with(1)
+    checkpoints.restore(other, 1)
+    np.testing.assert_array_equal(drawn(other), second)
+
+    two = model_with(2)  # an edited network
+    checkpoints.restore(two, 1)
+    assert_same(two.get_weights(), model.get_weights())
+
+
+def test_a_checkpoint_of_before_these_were_saved_is_restored(tmp_path):
+    states, _ = save_epochs(tmp_path, [0.1])
+    path, older = Checkpoints(tmp_path).path(1), tmp_path / "older"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(older, "w") as copy:
+        for name in set(archive.namelist()) - {"seeds.json"}:
+            copy.writestr(name, archive.read(name))
+    older.replace(path)
+    model = small_model()
+    restored(tmp_path, model)
+    assert_same(state(model), states[0])
 
 
 def test_where_nothing_is_there_is_no_history(tmp_path):

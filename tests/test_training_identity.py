@@ -209,6 +209,23 @@ def test_the_same_is_gone_on_with(directory):
     assert changed(directory, optimizer=scaled) == ""
 
 
+def test_a_setting_may_be_a_tuple(directory):
+    """config.json has a list in its place."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Wide(main.Settings):
+        widths: tuple = (16, 32)
+
+    def require(**settings):
+        return identity.require_same_run(Wide(output_dir=str(directory), **settings))
+
+    config = identity.identity_of(Wide(output_dir=str(directory)))
+    (directory / "config.json").write_text(json.dumps(config | {"stretches": []}))
+    assert require() == "" == require(widths=(16, 32))
+    with pytest.raises(Mistake, match=r"holds a run with widths \[16, 32\], not \[16, 64\]; "):
+        require(widths=(16, 64))
+
+
 @pytest.mark.parametrize(
     "now, words",
     [

@@ -59,15 +59,15 @@ def _test_batch_size(settings, images):
     n, tested_at_once = devices.count(), settings.batch_size
     if devices.kind() != "CPU":
         tested_at_once = max(TEST_BATCH // n * n, settings.batch_size)
-    if images % n and keras.backend.backend() == "tensorflow":
+    if images % n == 0:
+        return tested_at_once // devices.process()[1]
+    if keras.backend.backend() == "tensorflow":
         # To learn the shape of a batch, Keras takes the mean over the devices' parts of the first
         # one. So these must have one size. Later parts may differ, or be empty.
         return min(tested_at_once, images // n * n)
-    if images % n:
-        # JAX: Keras splits all batches or none, as `DataParallel.get_data_layout` says for the
-        # first. The last one cannot be split. With one image less, neither can the first.
-        return tested_at_once - 1
-    return tested_at_once // devices.process()[1]
+    # JAX: Keras splits all batches or none, as `DataParallel.get_data_layout` says for the first.
+    # The last one cannot be split. With one image less, neither can the first.
+    return tested_at_once - 1
 
 
 class _OnDevice:

@@ -3,12 +3,16 @@
 import json
 import zipfile
 
+import keras
+
 from training import Mistake, devices, reason
 from training.callback_states import MEMBER as CALLBACKS
 from training.console import say
 from training.files import own_files, replace_file, writing
 
-HISTORY = "history.json"  # inside a checkpoint
+# Inside a checkpoint.
+HISTORY = "history.json"
+SEEDS = "seeds.json"
 
 
 def best_of(rows):
@@ -16,12 +20,18 @@ def best_of(rows):
     return max(rows, key=lambda row: row.get("val_accuracy", -row["val_loss"]))
 
 
+def seeds_of(model):
+    """The states of a model's random generators, as Dropout has one. Keras does not save them."""
+    weights = {id(weight) for weight in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]
+
+
 class Checkpoints:
     """The states of a run, kept after every epoch.
 
-    A checkpoint is an archive. It holds the saved model with the optimizer's state, the history so
-    far, and what callbacks remember. Two epochs stay, the last ones, and for each of them the best
-    epoch up to it.
+    A checkpoint is an archive. It holds the saved model with the optimizer's state, the states of
+    random generators, the history so far, and what callbacks remember. Two epochs stay, the last
+    ones, and for each of them the best epoch up to it.
     """
 
     def __init__(self, directory):
@@ -47,6 +57,8 @@ class Checkpoints:
                 model.save(temporary)
             with zipfile.ZipFile(temporary, "a") as archive:
                 archive.writestr(HISTORY, json.dumps(rows))
+                seeds = [keras.ops.convert_to_numpy(x).tolist() for x in seeds_of(model)]
+                archive.writestr(SEEDS, json.dumps(seeds))
                 if callbacks is not None:
                     archive.writestr(CALLBACKS, callbacks)
 
@@ -93,6 +105,8 @@ class Checkpoints:
     def restore(self, model, epoch):
         """Loads the weights after an epoch and, if the model is compiled, the optimizer's state.
 
+        Random generators go on where they were, unless the checkpoint is of another number of them.
+
         Raises:
             Mistake: if it is that of another network.
         """
@@ -104,3 +118,9 @@ class Checkpoints:
                 f"output_dir: allowed is a run of the same network; received '{path}': "
                 f"{reason(error)}"
             ) from error
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            seeds = json.loads(archive.read(SEEDS)) if SEEDS in names else []  # if it is older
+        if len(seeds) == len(seeds_of(model)):
+            for variable, value in zip(seeds_of(model), seeds, strict=True):
+                variable.assign(value)

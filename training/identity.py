@@ -40,12 +40,17 @@ def directory_of(settings):
 
 def identity_of(settings, data_digest=None, optimizer=None):
     """What config.json keeps to tell a run from others; without data and optimizer until known."""
-    identity = {"settings": dataclasses.asdict(settings)}
+    identity = {"settings": _as_json(settings)}
     if data_digest is not None:
         identity["data"] = data_digest
     if optimizer is not None:
         identity["optimizer"] = config_of(optimizer)
     return identity
+
+
+def _as_json(settings):
+    """The settings as config.json gives them back: a tuple is a list there."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def config_in(directory):
@@ -82,7 +87,7 @@ def require_same_run(settings, **known):
     if settings.overwrite:
         return ""
     # The run may be older than some of the settings.
-    defaults = REMOVED | dataclasses.asdict(type(settings)())
+    defaults = REMOVED | _as_json(type(settings)())
     before["settings"] = defaults | before["settings"]
     now = identity_of(settings, **known)
     if differing := _differing_settings(before, now):

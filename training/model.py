@@ -169,6 +169,12 @@ def require_fitting(model, data, argument, received):
         )
 
 
+def require_each_step(model):
+    """Raises `Mistake` if the model takes several steps at once: a run watches each of them."""
+    if model.steps_per_execution != 1:
+        raise Mistake(f"steps_per_execution: allowed is 1; received {model.steps_per_execution!r}")
+
+
 def _fits(shape, wanted):
     """Whether a shape is the wanted one, where None stands for any number."""
     is_one = isinstance(shape, tuple) and len(shape) == len(wanted)
