@@ -6,6 +6,7 @@ import enum
 import itertools
 import json
 import signal
+import sys
 from pathlib import Path, PurePosixPath
 
 import keras
@@ -345,6 +346,27 @@ def test_an_object_that_trains_again_loses_nothing_for_the_next_one(small, tmp_p
             main.train(small("parts"), [callback, Stop(stop)])
     for x, y in zip(best, arrays_of(tmp_path / "best.keras"), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux alone tells open files")
+def test_an_interrupted_run_leaves_no_file_open(small):
+    """Windows removes none that is open, and a notebook keeps the exception."""
+    with pytest.raises(console.Interrupted) as kept:
+        main.train(small("run"), [Stop(2)])
+    assert kept.tb
+    (log,) = Path("run/tensorboard").resolve().iterdir()
+    assert log not in [path.resolve() for path in Path("/proc/self/fd").iterdir()]
+
+
+def test_a_stdout_that_only_writes_is_enough(small, monkeypatch):
+    class Tee:
+        def __init__(self, file):
+            self.write, self.flush = file.write, file.flush
+
+    monkeypatch.setattr(sys, "stdout", Tee(sys.stdout))
+    main.train(small("run", epochs=1))
+    with pytest.raises(console.Interrupted):
+        main.train(small("run", epochs=2), [Stop(2)])
 
 
 def test_other_callbacks_begin_anew(small, capsys):

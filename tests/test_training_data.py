@@ -374,3 +374,12 @@ def test_a_share_that_leaves_a_class_without_images_is_refused(share, received):
     whole = data.Data(np.zeros((40, 32, 32, 1), "uint8"), y, y, y)
     with pytest.raises(Mistake, match=rf"^validation: allowed .*received {share}, .*{received}"):
         data.hold_out(whole, share, seed=0)
+
+
+def test_too_little_memory_is_no_fault_of_the_file(npz, monkeypatch):
+    def load_nothing(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "load", load_nothing)
+    with pytest.raises(MemoryError):
+        data.load(str(npz))

@@ -86,6 +86,25 @@ def test_the_data_are_found_from_any_directory(npz, tmp_path, monkeypatch, capsy
     assert "small.npz', which is not a file" in message
 
 
+def test_data_that_have_changed_are_told(run, npz, tmp_path, capsys):
+    directory, _ = run
+    evaluate(directory)
+    assert "Warning" not in capsys.readouterr().out
+    config = json.loads((directory / "config.json").read_text())
+    config["settings"]["data"] = str(npz)  # other images and labels
+    (directory / "config.json").write_text(json.dumps(config))
+    warning = "Warning: the data have changed since this run was trained"
+    evaluate(directory)
+    assert warning in capsys.readouterr().out
+    evaluate(directory, npz)  # which was asked for
+    assert warning not in capsys.readouterr().out
+
+    config["settings"]["validation"] = 0.01  # of which no image of a class can be held out
+    (directory / "config.json").write_text(json.dumps(config))
+    evaluate(directory)
+    assert warning in capsys.readouterr().out
+
+
 def test_a_model_of_other_images_is_refused(run, npz, tmp_path, capsys):
     directory, _ = run
     with np.load(npz) as arrays:

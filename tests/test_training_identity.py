@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -209,12 +210,13 @@ def test_the_same_is_gone_on_with(directory):
     assert changed(directory, optimizer=scaled) == ""
 
 
-def test_a_setting_may_be_a_tuple(directory):
-    """config.json has a list in its place."""
+def test_a_setting_may_be_a_tuple_or_a_path(directory):
+    """config.json has a list in its place, or text."""
 
     @dataclasses.dataclass(frozen=True)
     class Wide(main.Settings):
         widths: tuple = (16, 32)
+        teacher: Path = Path("teacher.keras")
 
     def require(**settings):
         return identity.require_same_run(Wide(output_dir=str(directory), **settings))

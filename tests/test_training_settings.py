@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import typing
 
 import numpy as np
 import pytest
@@ -121,6 +122,19 @@ def test_settings_of_ones_own_have_those_of_main_and_more():
     made, _ = parse(Mine, "", ["--smoothing=0.1", "--seed=3"])
     assert (made.smoothing, made.seed, made.depth) == (0.1, 3, 56)
     assert check(dataclasses.replace(made, data="digits")).smoothing == 0.1
+
+
+def test_settings_of_ones_own_may_be_of_any_type():
+    @dataclasses.dataclass(frozen=True)
+    class Several(main.Settings):
+        names: tuple[str, ...] = ("a", "b")
+        flags: list[bool] = dataclasses.field(default_factory=list)
+        teacher: str | None = None
+        augments: bool | None = None
+        label: typing.Optional[str] = None  # noqa: UP045  as older code has it
+
+    assert check(Several(data="digits")) == Several(data="digits")
+    assert check(Several(data="digits", teacher="a.keras")).teacher == "a.keras"
 
 
 def test_settings_may_be_in_a_script_whose_annotations_are_text(tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def _dataset(drawing, data):
 
     def drawn_at(index, labels):
         numbers, *places = index
-        images = tf.gather(data.x_train, numbers[:, 0])
+        images = tf.gather(x_train, numbers[:, 0])
         for axis, place in enumerate(places, 1):  # rows, then columns
             images = tf.gather(images, place, axis=axis, batch_dims=1)
         return images, labels
@@ -131,6 +131,8 @@ def _dataset(drawing, data):
     if not _draws_in_tensorflow():
         drawn = tf.data.Dataset.from_generator(drawing, output_signature=(x, y))
         return drawn.prefetch(tf.data.AUTOTUNE)
+    with tf.device("CPU:0"):
+        x_train = tf.constant(data.x_train)  # an array in a graph may have 2 GB at most
     parts = len(next(drawing())[0])
     index = (tf.TensorSpec((None, None), "int64"),) * parts
     drawn = tf.data.Dataset.from_generator(drawing, output_signature=(index, y))

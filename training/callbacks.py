@@ -33,7 +33,9 @@ def callbacks_of(run, steps, states):
     if run.leads:
         before_users.append(Progress(settings.epochs))
         # What the user's own change after an epoch, such as the learning rate, is saved with it.
-        after_users += [RunFiles(run, states, whole_epochs), TensorBoard(folder, run.rows)]
+        tensorboard = TensorBoard(folder, run.rows)
+        run.callback(tensorboard.close)  # however the run ends
+        after_users += [RunFiles(run, states, whole_epochs), tensorboard]
     if settings.gradient_histograms:
         images = run.data.x_train[:16]
         after_users.append(GradientHistograms(folder / "gradients", images, whole_epochs))
@@ -201,7 +203,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def __exit__(self, failed, *_):
         self._give_back()
-        if failed and not issubclass(failed, Mistake) and sys.stdout.isatty():
+        if failed and not issubclass(failed, Mistake) and console.is_terminal(sys.stdout):
             print(flush=True)  # the progress bar has not ended its line
 
     def _receive(self, number, frame):

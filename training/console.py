@@ -57,10 +57,15 @@ def is_program():
     return _is_program
 
 
+def is_terminal(file):
+    """Whether a file is a terminal. What somebody has put in the place of stdout may not know."""
+    return hasattr(file, "isatty") and file.isatty()
+
+
 def say(text, indent=0, file=None):
     """Prints text; on a terminal, broken between words where its lines end."""
     file = file or sys.stdout
-    if file.isatty():
+    if is_terminal(file):
         width, indent = max(40, shutil.get_terminal_size().columns - 1), " " * indent
         options = {"break_long_words": False, "break_on_hyphens": False}
         text = textwrap.fill(text, width, subsequent_indent=indent, **options)
@@ -197,7 +202,7 @@ def ending_of(error, settings):
     if _is_out_of_memory(error) and settings is None:
         return 1, "error: the memory is not enough to test this model"
     if _is_out_of_memory(error):
-        way_out = "take a smaller --batch-size or --depth"
+        way_out = "take a smaller --batch-size or --depth, or fewer images"
         return 1, f"error: the memory is not enough: {way_out}; {saved_state(settings)}"
     return None
 

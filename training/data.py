@@ -117,6 +117,8 @@ def _npz(path):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return [arrays[name] for name in ARRAYS]
+    except MemoryError:  # the file is sound
+        raise
     except KeyError as error:
         raise Mistake(f"data: {path} must hold {', '.join(ARRAYS)}; {error.args[0]}") from error
     except Exception as error:  # a damaged archive makes zipfile and NumPy raise any kind

@@ -9,8 +9,8 @@ import numpy as np
 import gaaf  # noqa: F401, so that Keras finds what a saved model names
 from training import Mistake, reason
 from training.console import say
-from training.data import load
-from training.identity import config_in
+from training.data import hold_out, load
+from training.identity import config_in, digest_of_arrays
 from training.model import require_fitting
 
 WIDTH = 80  # characters, of a screen
@@ -30,7 +30,10 @@ def evaluate(path, data=None):
     """
     path = model_path(path)
     model = load_model(path)
-    images = load(data_of(path) if data is None else data)
+    config = config_beside(path) if data is None else None
+    images = load(config["settings"]["data"] if config else data)
+    if config and not is_data_of(config, images):
+        say("Warning: the data have changed since this run was trained")
     require_fitting(model, images, "evaluate", f"'{path}'")
     penalty = sum(map(float, model.losses))  # before `predict`, which may add to them
     probabilities = model.predict(images.x_test, batch_size=128, verbose=0)
@@ -74,12 +77,22 @@ def load_model(path):
         ) from error
 
 
-def data_of(path):
-    """The data that the run beside the model was trained on."""
+def config_beside(path):
+    """The config.json of the run that the model is of, which names its data."""
     config = config_in(path.parent)
     if config is None or not isinstance(config["settings"].get("data"), str):
         raise Mistake(f"data: no config.json in {path.parent} says on what to test; give --data")
-    return config["settings"]["data"]
+    return config
+
+
+def is_data_of(config, images):
+    """Whether a run was trained on these data; an old config.json does not tell."""
+    settings = config["settings"]
+    try:
+        data, test = hold_out(images, settings.get("validation", 0), settings.get("seed", 0))
+    except Mistake:  # other classes
+        return False
+    return config.get("data") in (None, digest_of_arrays([*data, *(test or ())]))
 
 
 def confusions(counts):

@@ -49,8 +49,8 @@ def identity_of(settings, data_digest=None, optimizer=None):
 
 
 def _as_json(settings):
-    """The settings as config.json gives them back: a tuple is a list there."""
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+    """The settings as config.json gives them back: a tuple is a list there, and a path is text."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
 def config_in(directory):

@@ -8,7 +8,7 @@ from training import Mistake, batches, devices, report, tensorflow_cpu
 from training.callback_states import CallbackStates, require_averages
 from training.callbacks import StopOnSignal, callbacks_of
 from training.checkpoints import Checkpoints
-from training.console import say
+from training.console import is_terminal, say
 from training.files import locked, remove_run, write_text
 from training.identity import (
     config_in,
@@ -122,7 +122,7 @@ class Run(contextlib.ExitStack):
         saved = self.checkpoints.callbacks(self.epochs_done)
         states = CallbackStates(self.callbacks, saved, self.leads)
         first, last = callbacks_of(self, fed["steps_per_epoch"], states)
-        shown = 1 if sys.stdout.isatty() else 2  # in a file, the bar would be a line per step
+        shown = 1 if is_terminal(sys.stdout) else 2  # in a file, the bar would be a line per step
         return {
             **fed,
             "callbacks": [self.signals, *first, *self.callbacks, states, *last],

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import re
+import types
 import typing
 
 import numpy as np
@@ -48,7 +49,7 @@ def check(settings):
     kinds = _kinds(type(settings))
     values = {name: _in_own_type(getattr(settings, name), kinds[name]) for name in kinds}
     for name, value in values.items():
-        if name in CHOICES or name in LIMITS or kinds[name][0] in (bool, str):
+        if name in CHOICES or name in LIMITS or kinds[name] in ((bool,), (str,)):
             _require_allowed(name, kinds[name][0], value)
     if not values["output_dir"]:
         raise Mistake("output_dir: allowed is 'auto' or a path; received ''")
@@ -119,8 +120,14 @@ def _kinds(settings_class):
     """{name: types} of a class of settings; `float | str` is a number, or one of its `WORDS`."""
     # A field's own type is text where annotations are, by `from __future__ import annotations`.
     hints = typing.get_type_hints(settings_class)
-    types = {field.name: hints[field.name] for field in dataclasses.fields(settings_class)}
-    return {name: getattr(kind, "__args__", None) or (kind,) for name, kind in types.items()}
+    names = [field.name for field in dataclasses.fields(settings_class)]
+    return {name: _members(hints[name]) for name in names}
+
+
+def _members(kind):
+    """The types in a union; of any other type, only itself."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
 
 
 def parse(settings_class, description, arguments=None):

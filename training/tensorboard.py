@@ -1,5 +1,6 @@
 """TensorBoard logs of a run, without TensorFlow, which Keras' own callback imports."""
 
+import contextlib
 import time
 
 import keras
@@ -31,6 +32,12 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._log_new_rows()
+
+    def close(self):
+        """Closes the file: Windows removes none that is open. All rows are on the disk by now."""
+        if self.writer:
+            with contextlib.suppress(OSError):
+                self.writer.close()
 
     def _log_new_rows(self):
         for row in self.rows[self.logged :]:
