@@ -542,6 +542,7 @@ def test_a_run_ends_well_if_its_models_cannot_be_loaded(npz, tmp_path, capsys, m
     assert "test_accuracy" not in json.loads((tmp_path / "run" / "config.json").read_text())
 
 
+@once
 def test_validation_images_choose_and_test_images_are_used_once(npz, tmp_path, capsys, monkeypatch):
     def tested(model, images, labels):
         used.append(len(images))

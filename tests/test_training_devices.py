@@ -125,6 +125,7 @@ def processes(small, *flags, script=SCRIPT):
     return [(x.returncode, *text) for x, text in zip(begun, said, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="Keras trains in several processes on JAX")
 def test_two_processes_train_as_one_does(small):
     """The first waits for the other, which ends later. Else that one would abort."""
