@@ -29,7 +29,7 @@ class Settings:
     slope: float = 1.0  # steepness of that sigmoid
     frequency: float = 10_000.0  # K, periods of the sawtooth per unit of x
     wave: str = "floor"  # floor; round: slope alternates; none: values of φ, only gradients change
-    shape: str = "auto"  # sigmoid, gaussian, none (s=1), bsilu, nelu, leaky; auto: of the first two
+    shape: str = "auto"  # sigmoid, gaussian, none (s=1), bsilu, nelu, leaky; auto: by activation
     gain: float | str = "peak"  # factor of gradients, 1 in the paper; peak: the largest slope is 1
 
     # The data.

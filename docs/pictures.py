@@ -18,8 +18,7 @@ FUNCTIONS = (
 )
 SHOWN_BY_DEPTH = ("relu", "paper", "paper, peak", "GAAF_relu", "GAAF_relu, peak", "bsilu")
 # A network has the same colour in all parts of a picture.
-NETWORKS = tuple(dict.fromkeys([*why.NETWORKS, *SHOWN_BY_DEPTH]))
-COLOR_OF = {name: f"C{i}" for i, name in enumerate(NETWORKS)}
+COLOR_OF = {x: f"C{i}" for i, x in enumerate(dict.fromkeys([*why.NETWORKS, *SHOWN_BY_DEPTH]))}
 # The groups of rows in the picture.
 GROUPS = {
     "GAAF": ("paper", "paper, peak", "default", "default, half the decay", "bsilu"),
@@ -120,7 +119,7 @@ def plot_why(path):
         epochs = [list(epoch.values()) for epoch in network["gradients"]]
         look = {"color": COLOR_OF[name], "label": name}
         gradients.semilogy(epochs[-1], ".-", **look)
-        gradients.semilogy(epochs[0], ":", color=look["color"])
+        gradients.semilogy(epochs[0], ":", color=COLOR_OF[name])
         inputs.plot(middle, network["inputs"], **look)
         loss.plot(range(1, len(network["loss"]) + 1), network["loss"], ".-", **look)
     gradients.set(xlabel="convolution", ylabel="mean |∂loss/∂kernel|")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from study.rows import PROTOCOL, ROWS, is_accelerated, plain_row
+from study.rows import ROWS, decay_of, is_accelerated, plain_row
 from training.files import read_csv
 
 MEASURES = ("test_accuracy", "best_test_accuracy", "train_accuracy", "train_loss")
@@ -181,16 +181,12 @@ def differences(found, measure):
 
 
 def loss_differences(found):
-    """`differences` of the training loss, for rows with the weight decay of the other row.
+    """`differences` of the training loss, for rows with the weight decay of their plain row.
 
     The loss has the penalty in it. With another decay, it is another measure.
     """
-
-    def decay(row):
-        return ROWS[row].get("weight_decay", PROTOCOL["weight_decay"])
-
-    comparable = {row: each for row, each in found.items() if decay(row) == decay(plain_row(row))}
-    return differences(comparable, loss)
+    alike = [row for row in found if decay_of(row) == decay_of(plain_row(row))]
+    return differences({row: found[row] for row in alike}, loss)
 
 
 def _differences_by_seed(comparison, measure):

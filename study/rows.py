@@ -82,6 +82,11 @@ def is_accelerated(row):
     return ROWS.get(row, {}).get("activation", "GAAF_relu").startswith("GAAF_")
 
 
+def decay_of(row):
+    """The weight decay of a row."""
+    return ROWS[row].get("weight_decay", PROTOCOL["weight_decay"])
+
+
 def plain_row(row):
     """The row that a row is compared with: the same network and data with the plain activation."""
     if "tanh" in row:

@@ -97,10 +97,12 @@ class Checkpoints:
 
     def callbacks(self, epoch):
         """What `CallbackStates.as_bytes` returned after an epoch; None if nothing was kept."""
-        if not epoch:
-            return None
+        return self._member(epoch, CALLBACKS) if epoch else None
+
+    def _member(self, epoch, name):
+        """What a checkpoint holds by a name; None if it holds no such thing, as an older one."""
         with zipfile.ZipFile(self.path(epoch)) as archive:
-            return archive.read(CALLBACKS) if CALLBACKS in archive.namelist() else None
+            return archive.read(name) if name in archive.namelist() else None
 
     def restore(self, model, epoch):
         """Loads the weights after an epoch and, if the model is compiled, the optimizer's state.
@@ -118,9 +120,7 @@ class Checkpoints:
                 f"output_dir: allowed is a run of the same network; received '{path}': "
                 f"{reason(error)}"
             ) from error
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            seeds = json.loads(archive.read(SEEDS)) if SEEDS in names else []  # if it is older
-        if len(seeds) == len(seeds_of(model)):
-            for variable, value in zip(seeds_of(model), seeds, strict=True):
+        variables, values = seeds_of(model), json.loads(self._member(epoch, SEEDS) or "[]")
+        if len(variables) == len(values):
+            for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)

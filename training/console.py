@@ -1,7 +1,4 @@
-"""The terminal; how a run ends early, and what main.py says then.
-
-No Keras at import.
-"""
+"""The terminal; how a run ends early, and what main.py says then. No Keras at import."""
 
 import contextlib
 import dataclasses

@@ -10,7 +10,7 @@ import gaaf  # noqa: F401, so that Keras finds what a saved model names
 from training import Mistake, reason
 from training.console import say
 from training.data import hold_out, load
-from training.identity import config_in, digest_of_arrays
+from training.identity import config_in, digest_of_data
 from training.model import require_fitting
 
 WIDTH = 80  # characters, of a screen
@@ -30,10 +30,7 @@ def evaluate(path, data=None):
     """
     path = model_path(path)
     model = load_model(path)
-    config = config_beside(path) if data is None else None
-    images = load(config["settings"]["data"] if config else data)
-    if config and not is_data_of(config, images):
-        say("Warning: the data have changed since this run was trained")
+    images = load(data) if data is not None else data_of_run(path)
     require_fitting(model, images, "evaluate", f"'{path}'")
     penalty = sum(map(float, model.losses))  # before `predict`, which may add to them
     probabilities = model.predict(images.x_test, batch_size=128, verbose=0)
@@ -77,22 +74,25 @@ def load_model(path):
         ) from error
 
 
-def config_beside(path):
-    """The config.json of the run that the model is of, which names its data."""
+def data_of_run(path):
+    """The data that the run of the model was trained on. Warns if they have changed since then."""
     config = config_in(path.parent)
     if config is None or not isinstance(config["settings"].get("data"), str):
         raise Mistake(f"data: no config.json in {path.parent} says on what to test; give --data")
-    return config
+    images = load(config["settings"]["data"])
+    if not is_data_of(config, images):
+        say("Warning: the data have changed since this run was trained")
+    return images
 
 
 def is_data_of(config, images):
     """Whether a run was trained on these data; an old config.json does not tell."""
     settings = config["settings"]
     try:
-        data, test = hold_out(images, settings.get("validation", 0), settings.get("seed", 0))
+        split = hold_out(images, settings.get("validation", 0), settings.get("seed", 0))
     except Mistake:  # other classes
         return False
-    return config.get("data") in (None, digest_of_arrays([*data, *(test or ())]))
+    return config.get("data") in (None, digest_of_data(*split))
 
 
 def confusions(counts):

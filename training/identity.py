@@ -147,6 +147,11 @@ def digest_of_arrays(arrays):
     return digest.hexdigest()
 
 
+def digest_of_data(data, test=None):
+    """A digest of what `hold_out` returns: all images and labels, and how they are split."""
+    return digest_of_arrays([*data, *(test or ())])
+
+
 def config_of(optimizer):
     """The config of an optimizer, as JSON has it; of the one within that scales its loss."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)

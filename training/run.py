@@ -12,7 +12,7 @@ from training.console import is_terminal, say
 from training.files import locked, remove_run, write_text
 from training.identity import (
     config_in,
-    digest_of_arrays,
+    digest_of_data,
     directory_of,
     identity_of,
     require_same_run,
@@ -41,7 +41,7 @@ class Run(contextlib.ExitStack):
     def __init__(self, settings, data, test=None, callbacks=()):
         super().__init__()
         self.settings, self.data, self.test, self.callbacks = settings, data, test, callbacks
-        self.data_digest = digest_of_arrays([*data, *(test or ())])
+        self.data_digest = digest_of_data(data, test)
         require_same_run(settings, data_digest=self.data_digest)
         self.directory = directory_of(settings)
         self.checkpoints = Checkpoints(self.directory)
