@@ -16,16 +16,14 @@ from resnet_v2 import resnet_v2
 from study import analysis, flatness, speed, why
 from study.analysis import (
     accuracy,
-    difference_in_words,
     differences,
     half_interval,
-    in_words,
+    loss,
     loss_differences,
     mean_of,
-    p_in_words,
     study,
 )
-from study.rows import PREDICTIONS
+from study.rows import PREDICTIONS, REPORTED_IN_2018
 from training.files import read_csv, write_text
 from training.settings import comments_of
 
@@ -41,23 +39,6 @@ ANSWER = (
     "v2, paper, peak",
     "augmented, paper, peak",
 )
-# Test accuracy in the report of 2018, by the rows of the study.
-EARLIER = {
-    "relu": 0.8084,
-    "shift 5": 0.6517,
-    "shift 4": 0.6924,
-    "shift 3": 0.7042,
-    "shift 2": 0.7441,
-    "shift 1": 0.78,
-    "shift 0": 0.7886,
-    "shift -0.5": 0.7945,
-    "shift -1": 0.7948,
-    "shift -2": 0.78,
-    "shift -3": 0.7768,
-    "shift -4": 0.7733,
-    "no s": 0.6603,
-    "round": 0.8054,
-}
 
 
 def table(header, rows):
@@ -108,17 +89,31 @@ def growth_table():
 
 
 def study_table():
-    """A line for each row that has several runs: its differences to relu, and what tests say."""
-    header = ("row", "runs", "test", "relu's", "difference, paired", "unpaired", "p (Holm)")
+    """A line for each row that has several seeds: its differences to relu, and what tests say."""
+    header = ("row", "seeds", "test", "relu's", "difference, paired", "unpaired", "p (Holm)")
     header += (f"p of equality (±{analysis.MARGIN})", "training loss − relu's", "runs on")
     lines, rows = [], study()
     more, cost = differences(rows, accuracy), loss_differences(rows)
     for row, found in rows.items():
-        if len(found.runs) > 1 and found.others:
+        if len(found.seeds) > 1:
             versus = *_in_cells(more[row]), difference_in_words(cost.get(row), digits=3)
-            number = len(found.others_of_same_seeds)
-            lines.append((row, number, *_means(found), *versus, _setups(found)))
+            lines.append((row, len(found.seeds), *_means(found), *versus, _setups(found)))
     return table(header, lines)
+
+
+def difference_in_words(difference, digits=4):
+    """A difference as the tables show it: the mean, and half of the paired interval."""
+    return "" if difference is None else in_words(difference.mean, difference.paired, digits)
+
+
+def in_words(mean, half, digits=4):
+    """A mean with its sign, and half of its interval where there is one."""
+    return f"{mean:+.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def p_in_words(p):
+    """A p as the tables show it; nothing where there is none."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _means(found):
@@ -142,12 +137,12 @@ def _setups(found):
 
 
 def single_table():
-    """A line for each row that has one run, beside the report of 2018."""
+    """A line for each row that has one seed, beside the report of 2018."""
     lines, rows = [], study()
     more, cost = differences(rows, accuracy), loss_differences(rows)
     for row, found in rows.items():
-        if len(found.runs) == 1 and found.others:
-            report = f"{EARLIER[row]:.4f}" if row in EARLIER else ""
+        if len(found.seeds) == 1:
+            report = f"{REPORTED_IN_2018[row]:.4f}" if row in REPORTED_IN_2018 else ""
             test = f"{mean_of(found.runs, accuracy):.4f}"
             versus = difference_in_words(more[row]), difference_in_words(cost.get(row), digits=3)
             lines.append((row, report, test, *versus))
@@ -162,9 +157,9 @@ def answer_table():
     for row in ANSWER:
         versus = difference_in_words(more[row]), p_in_words(more[row].p)
         cells = *_means(rows[row]), *versus, difference_in_words(cost.get(row), digits=3)
-        lines.append((row, *cells, len(rows[row].runs)))
+        lines.append((row, *cells, len(rows[row].seeds)))
     header = ("row", "test accuracy", "relu's", "difference", "p (Holm)", "training loss − relu's")
-    return table((*header, "runs"), lines)
+    return table((*header, "seeds"), lines)
 
 
 def contrasts_table():
@@ -173,12 +168,26 @@ def contrasts_table():
     for (row, other), prediction in PREDICTIONS.items():
         found = study({row: other})
         difference = differences(found, accuracy).get(row)
-        cells = ["", "no run yet", "", "", ""]
+        cells = ["", "no run yet", "", "", "", "", ""]
         if difference:
-            cells = [len(found[row].others_of_same_seeds), *_in_cells(difference)]
+            fit = differences(found, cross_entropy).get(row)
+            ratio = np.exp(differences(found, log_of_squares)[row].mean)
+            fit = difference_in_words(fit, digits=3), f"{ratio:.2f}"
+            cells = [len(found[row].seeds), *_in_cells(difference), *fit]
         lines.append((f"{row} − {other}", prediction, *cells))
-    header = ("difference of test accuracy", "prediction", "runs", "paired", "unpaired")
-    return table((*header, "p, not corrected", f"p of equality (±{analysis.MARGIN})"), lines)
+    header = ("difference of test accuracy", "prediction", "seeds", "paired", "unpaired")
+    header += ("p, not corrected", f"p of equality (±{analysis.MARGIN})")
+    return table((*header, "difference of cross-entropy", "ratio of squared weights"), lines)
+
+
+def cross_entropy(line):
+    """The training loss without the penalty, which another weight decay makes another measure."""
+    return loss(line) - analysis.measure_of("penalty")(line)
+
+
+def log_of_squares(line):
+    """Of the sum of the squared weights; its mean difference is the log of their mean ratio."""
+    return np.log(analysis.measure_of("squares")(line))
 
 
 def flatness_table():

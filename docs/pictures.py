@@ -78,14 +78,14 @@ def plot_study(path):
         plot_differences(axes, rows, names)
         axes.axvline(0, color="k", lw=1)
         axes.grid(alpha=0.3, axis="x")
-    numbers = {row: len(each.others_of_same_seeds) for row, each in found.items()}
+    numbers = {row: len(each.seeds) for row, each in found.items()}
     labels = [f"{name} ({numbers[name]})" if name in numbers else name for name in names]
     left.set_yticks([-y for y in range(len(names))], labels)
     left.set_xlim(-0.03, 0.03)  # a long interval would make the others too short to see
     left.axvspan(-analysis.MARGIN, analysis.MARGIN, color="k", alpha=0.1)
     left.set(xlabel=f"test accuracy − relu's (grey: within ±{analysis.MARGIN})")
     right.set(xlabel="training loss (with the penalty) − relu's")
-    title = "mean (number of runs) and 95 % interval, not corrected; long intervals may be cut off"
+    title = "mean (number of seeds) and 95 % interval, not corrected; long intervals may be cut off"
     figure.suptitle(title, fontsize="medium")
     save(figure, path, analysis.RESULTS)
 

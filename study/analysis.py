@@ -86,6 +86,11 @@ class Comparison(NamedTuple):
     def others_of_same_seeds(self):
         return {key: self.others[key] for key in self.runs if key in self.others}
 
+    @property
+    def seeds(self):
+        """The seeds of which both rows have a run in the same group."""
+        return {seed for _, seed in self.others_of_same_seeds}
+
 
 def study(pairs=None):
     """{row: `Comparison`} of the rows that have been run.
@@ -140,12 +145,12 @@ def measure_of(column):
     return lambda line: float(line[column] or "nan")
 
 
-accuracy, loss, penalty = map(measure_of, ("test_accuracy", "train_loss", "penalty"))
+accuracy, loss = measure_of("test_accuracy"), measure_of("train_loss")
 
 
 def mean_of(found, measure):
-    """The mean of a measure over runs, {(group, seed): line of the results}."""
-    return np.mean([measure(line) for line in found.values()])
+    """The mean of a measure over the seeds of runs, {(group, seed): line of the results}."""
+    return np.mean(_by_seed({key: measure(line) for key, line in found.items()}))
 
 
 class Difference(NamedTuple):
@@ -153,7 +158,7 @@ class Difference(NamedTuple):
 
     mean: float
     paired: float | None  # half of the 95 % interval, paired by seed
-    unpaired: float | None  # half of the 95 % interval by Welch, which takes all runs of both
+    unpaired: float | None  # half of the 95 % interval by Welch, which takes all seeds of both
     p: float | None  # of the paired t-test, by Holm's method corrected for all rows
     equivalence: float | None  # p of the equivalence test at ±MARGIN; from MANY seeds on
 
@@ -190,10 +195,22 @@ def loss_differences(found):
 
 
 def _differences_by_seed(comparison, measure):
-    """The differences of the runs that both rows have with the same seed in the same group."""
+    """For each seed, the difference of the runs that both rows have with it in the same group."""
     others = comparison.others_of_same_seeds
-    values = (measure(comparison.runs[key]) - measure(others[key]) for key in others)
-    return [round(x, 9) for x in values if np.isfinite(x)]  # 0.81 - 0.8 is to be 0.82 - 0.81
+    values = {key: measure(comparison.runs[key]) - measure(others[key]) for key in others}
+    return [round(x, 9) for x in _by_seed(values)]  # 0.81 - 0.8 is to be 0.82 - 0.81
+
+
+def _by_seed(values):
+    """One value for each seed, of {(group, seed): value}: the mean over the groups, without nan.
+
+    A seed has the same order of images in each group, so its runs may not be independent.
+    """
+    by_seed = {}
+    for (_, seed), value in values.items():
+        if np.isfinite(value):
+            by_seed.setdefault(seed, []).append(value)
+    return [np.mean(each) for each in by_seed.values()]
 
 
 def half_interval(values):
@@ -222,27 +239,12 @@ def _corrected(p):
 
 
 def _welch(comparison, measure):
-    """Half of the 95 % interval of the difference of means, of runs that are not paired."""
+    """Half of the 95 % interval of the difference of means, of seeds that are not paired."""
     ours, theirs = (
-        [x for x in map(measure, runs.values()) if np.isfinite(x)]
+        _by_seed({key: measure(line) for key, line in runs.items()})
         for runs in (comparison.runs, comparison.others)
     )
     if min(len(ours), len(theirs)) < 2:
         return None
     low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
     return (high - low) / 2
-
-
-def difference_in_words(difference, digits=4):
-    """A difference as the tables show it: the mean, and half of the paired interval."""
-    return "" if difference is None else in_words(difference.mean, difference.paired, digits)
-
-
-def in_words(mean, half, digits=4):
-    """A mean with its sign, and half of its interval where there is one."""
-    return f"{mean:+.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
-
-
-def p_in_words(p):
-    """A p as the tables show it; nothing where there is none."""
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -66,7 +66,7 @@ def train(runs, at_once, results=RESULTS):
         run.train(processes)
         line = result_of(run.directory)
         add([line], results)
-        print(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}", flush=True)
+        print(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}\n", end="", flush=True)
 
     try:
         for trained in [pool.submit(train_if_needed, run) for run in todo]:

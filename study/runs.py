@@ -78,7 +78,8 @@ class Run(NamedTuple):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         log_path, seconds = self.directory / "log.txt", self.directory / "seconds.txt"
-        print(f"{self.row}, seed {self.seed}: see {log_path}", flush=True)
+        # The line and its end at once, as the threads of other runs print as well.
+        print(f"{self.row}, seed {self.seed}: see {log_path}\n", end="", flush=True)
         began = time.monotonic()
         with open(log_path, "a", encoding="utf-8") as log:
             environment = {**SHARING, **os.environ}

@@ -32,6 +32,15 @@ def test_each_table_is_on_a_page():
     assert set(re.findall(r"<!-- (\w+): made by", texts)) == set(make.TABLES)
 
 
+def test_the_figures_of_the_answer_are_those_of_the_table():
+    text = (make.DOCS / "study.md").read_text(encoding="utf-8")
+    answer, results = text.split("![", 1)
+    table = re.search("<!-- study: .*?-->\n(.*?)<!-- end", results, re.S)[1]
+    cells = {cell.strip(" +-") for cell in table.split("|")}
+    figures = re.findall(r"0\.\d+ ± 0\.\d+|(?<=\(p )0\.\d+", answer)
+    assert len(figures) >= 10 and set(figures) <= cells
+
+
 def test_links_between_pages_lead_somewhere():
     for page in make.PAGES:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
@@ -85,11 +94,7 @@ def test_the_picture_of_the_study_shows_its_results(drawn):
     found = make.study()
     names = [label.get_text() for label in left.get_yticklabels()]
     shown = [name for name in names if not name.endswith(":")]
-    several = {
-        f"{row} ({len(x.others_of_same_seeds)})": row
-        for row, x in found.items()
-        if len(x.runs) > 1 and x.others
-    }
+    several = {f"{row} ({len(x.seeds)})": row for row, x in found.items() if len(x.seeds) > 1}
     assert sorted(shown) == sorted(several)
     measured = pictures.differences(found, pictures.accuracy), pictures.loss_differences(found)
     assert "weight decay matched" in measured[0] and "weight decay matched" not in measured[1]

@@ -34,7 +34,7 @@ def test_every_row_has_settings_that_main_takes(tmp_path):
         settings, _ = parse(main.Settings, "", run.command()[2:])
         check(settings)
         assert rows.plain_row(row) in rows.ROWS
-    assert set(make.EARLIER) < set(rows.ROWS)
+    assert set(rows.REPORTED_IN_2018) < set(rows.ROWS)
     assert {row for pair in rows.PREDICTIONS for row in pair} < set(rows.ROWS)
 
 
@@ -188,8 +188,8 @@ def test_trainings_share_the_memory_of_a_gpu(tmp_path, monkeypatch):
 
 def test_what_is_not_known_yet_is_left_out():
     plain = runs(0.5, 0.5, 0.5)
-    lacking = {seed: {**line, "test_accuracy": ""} for seed, line in plain.items()}
-    some = runs(0.6, 0.7) | {"2": lacking["2"]}
+    lacking = runs("", "", "")
+    some = runs(0.6, 0.7, "")
     rows = {
         "lacking": analysis.Comparison(lacking, plain),
         "some": analysis.Comparison(some, plain),
@@ -198,7 +198,7 @@ def test_what_is_not_known_yet_is_left_out():
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"some", "same"}
     assert found["some"].mean == pytest.approx(0.15) and np.isfinite(found["some"].p)
-    assert analysis.difference_in_words(found["same"]) == "+0.0000 ± 0.0000"
+    assert make.difference_in_words(found["same"]) == "+0.0000 ± 0.0000"
     assert found["same"].p is None  # there is no t-test of them
 
 
@@ -342,7 +342,7 @@ def test_a_row_whose_settings_have_changed_is_not_done(tmp_path, monkeypatch):
 def test_equal_differences_are_equal_though_floats_are_not():
     pair = analysis.Comparison(runs(0.81, 0.82), runs(0.8, 0.81))
     found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
-    assert analysis.difference_in_words(found) == "+0.0100 ± 0.0000"
+    assert make.difference_in_words(found) == "+0.0100 ± 0.0000"
 
 
 def test_after_a_change_of_the_code_one_run_is_trained_anew(tmp_path, monkeypatch):
@@ -431,9 +431,9 @@ def test_what_another_setup_has_made_is_not_done_here(tmp_path, monkeypatch):
         assert experiments.is_done(run, [line]) == done
 
 
-def runs(*accuracies):
-    """{seed: line of the results} of the runs of a row."""
-    return {str(seed): {"test_accuracy": a} for seed, a in enumerate(accuracies)}
+def runs(*accuracies, group="CPU"):
+    """{(group, seed): line of the results} of the runs of a row."""
+    return {(group, str(seed)): {"test_accuracy": a} for seed, a in enumerate(accuracies)}
 
 
 def test_differences_are_paired_by_seed():
@@ -448,12 +448,29 @@ def test_differences_are_paired_by_seed():
     }
     found = analysis.differences(rows, analysis.accuracy)
     assert set(found) == {"three", "one"}
-    assert analysis.difference_in_words(found["three"]) == "+0.0200 ± 0.0248"
-    assert analysis.difference_in_words(found["three"], digits=3) == "+0.020 ± 0.025"
-    assert analysis.p_in_words(found["three"].p) == "0.074"
-    assert analysis.difference_in_words(found["one"]) == "+0.0100"
-    assert analysis.p_in_words(0.0002) == "< 0.001"
-    assert analysis.difference_in_words(found.get("alone")) == analysis.p_in_words(None) == ""
+    assert make.difference_in_words(found["three"]) == "+0.0200 ± 0.0248"
+    assert make.difference_in_words(found["three"], digits=3) == "+0.020 ± 0.025"
+    assert make.p_in_words(found["three"].p) == "0.074"
+    assert make.difference_in_words(found["one"]) == "+0.0100"
+    assert make.p_in_words(0.0002) == "< 0.001"
+    assert make.difference_in_words(found.get("alone")) == make.p_in_words(None) == ""
+
+
+def test_a_seed_counts_once_though_it_has_run_in_several_groups():
+    """As the mean of its runs: these begin with the same weights, and are not independent."""
+    ours = runs(0.7, 0.8) | runs(0.5, group="GPU")
+    plain = runs(0.6, 0.6) | runs(0.6, 0.9, group="GPU")
+    pair = analysis.Comparison(ours, plain)
+    assert pair.seeds == {"0", "1"}
+    assert analysis.mean_of(ours, analysis.accuracy) == pytest.approx(0.7)  # 0.6 and 0.8
+    found = analysis.differences({"row": pair}, analysis.accuracy)["row"]
+    # By seed 0 (0.1 and −0.1) and 0.2. Welch: 0.6 and 0.8 against 0.6 and 0.75.
+    once_each = analysis.Comparison(runs(0.6, 0.8), runs(0.6, 0.6))
+    expected = analysis.differences({"row": once_each}, analysis.accuracy)["row"]
+    assert found[:2] == pytest.approx(expected[:2]) and found.p == pytest.approx(expected.p)
+    welch = analysis.Comparison(runs(0.6, 0.8), runs(0.6, 0.75))
+    expected = analysis.differences({"row": welch}, analysis.accuracy)["row"]
+    assert found.unpaired == pytest.approx(expected.unpaired)
 
 
 def test_the_unpaired_interval_is_that_of_welch():
@@ -492,6 +509,20 @@ def test_a_row_is_compared_with_the_one_that_a_contrast_names(tmp_path, monkeypa
         found = analysis.differences(analysis.study({"default": other}), analysis.accuracy)
         assert found["default"].mean == pytest.approx(expected)
     assert analysis.study({"AdamW, default": "AdamW, relu"}) == {}  # no run yet
+
+
+def test_a_contrast_tells_cross_entropy_and_weights(tmp_path, monkeypatch):
+    columns = ("row", "seed", "test_accuracy", "train_loss", "penalty", "squares")
+    lines = [("relu", 0, 0.7, 0.5, 0.25, 1000), ("relu", 1, 0.7, 0.5, 0.25, 100)]
+    lines += [("default", 0, 0.8, 0.5, 0.125, 500), ("default", 1, 0.8, 0.5, 0.125, 200)]
+    lines += [("relu", 2, 0.7, 0.5, "", ""), ("default", 2, 0.8, 0.5, "", "")]  # of older code
+    lines = [dict(zip(columns, line, strict=True)) for line in lines]
+    shared = {"epochs": 20, "data": "a", "sources": "f"}
+    write_csv(tmp_path / "results.csv", [line | shared for line in lines])
+    monkeypatch.setattr(analysis, "RESULTS", tmp_path / "results.csv")
+    line, *_ = make.contrasts_table().splitlines()[2:]
+    assert line.startswith("| default − relu ") and "| 3 | +0.1000 ± 0.0000 |" in line
+    assert line.endswith("| +0.125 ± 0.000 | 1.00 |")  # half and twice the weights
 
 
 def test_p_is_corrected_for_the_number_of_rows():
