@@ -20,8 +20,8 @@ from study.analysis import (
     half_interval,
     loss,
     loss_differences,
-    mean_of,
     study,
+    values_by_seed,
 )
 from study.rows import PREDICTIONS, REPORTED_IN_2018
 from training.files import read_csv, write_text
@@ -30,7 +30,7 @@ from training.settings import comments_of
 DOCS = Path(__file__).parent
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 DEPTHS = {1: (20, 32, 44, 56, 110, 164, 1001), 2: (20, 56, 110, 164, 1001)}
-# The rows of the README's table, which decide.
+# The rows of the README's table.
 ANSWER = (
     "paper",
     "paper, peak",
@@ -117,8 +117,8 @@ def p_in_words(p):
 
 
 def _means(found):
-    """The mean test accuracy of a row, and that of relu's runs with the same seeds."""
-    return (f"{mean_of(x, accuracy):.4f}" for x in (found.runs, found.others_of_same_seeds))
+    """The mean test accuracy of a row, and that of relu with the same seeds."""
+    return (f"{mean:.4f}" for mean in values_by_seed(found, accuracy).mean(axis=0))
 
 
 def _in_cells(difference):
@@ -131,7 +131,7 @@ def _setups(found):
     """What the runs of a row were made on, with their number."""
     setups = (
         f"{group.device.partition(':')[0]} {group.precision.removeprefix('mixed_')}"
-        for group, _ in found.others_of_same_seeds
+        for group, _ in found.pairs
     )
     return ", ".join(f"{n} {setup}" for setup, n in collections.Counter(setups).most_common())
 
@@ -143,7 +143,7 @@ def single_table():
     for row, found in rows.items():
         if len(found.seeds) == 1:
             report = f"{REPORTED_IN_2018[row]:.4f}" if row in REPORTED_IN_2018 else ""
-            test = f"{mean_of(found.runs, accuracy):.4f}"
+            test, _ = _means(found)
             versus = difference_in_words(more[row]), difference_in_words(cost.get(row), digits=3)
             lines.append((row, report, test, *versus))
     header = ("row", "test in 2018", "test", "− relu's (or tanh's)", "training loss − relu's")
@@ -151,7 +151,7 @@ def single_table():
 
 
 def answer_table():
-    """The rows that decide, in the columns that answer the question."""
+    """The README's rows, in the columns that answer the question."""
     rows, lines = study(), []
     more, cost = differences(rows, accuracy), loss_differences(rows)
     for row in ANSWER:
@@ -166,14 +166,15 @@ def contrasts_table():
     """What was predicted of the differences that decide, and what came out."""
     lines = []
     for (row, other), prediction in PREDICTIONS.items():
-        found = study({row: other})
+        found = study({row: other})  # one row, so its p is not corrected
         difference = differences(found, accuracy).get(row)
-        cells = ["", "no run yet", "", "", "", "", ""]
+        cells = ["", "no run yet", *[""] * 5]
         if difference:
             fit = differences(found, cross_entropy).get(row)
-            ratio = np.exp(differences(found, log_of_squares)[row].mean)
-            fit = difference_in_words(fit, digits=3), f"{ratio:.2f}"
-            cells = [len(found[row].seeds), *_in_cells(difference), *fit]
+            weights = differences(found, log_of_squares).get(row)
+            ratio = f"{np.exp(weights.mean):.2f}" if weights else ""
+            fit = difference_in_words(fit, digits=3)
+            cells = [len(found[row].seeds), *_in_cells(difference), fit, ratio]
         lines.append((f"{row} − {other}", prediction, *cells))
     header = ("difference of test accuracy", "prediction", "seeds", "paired", "unpaired")
     header += ("p, not corrected", f"p of equality (±{analysis.MARGIN})")

@@ -84,7 +84,7 @@ def plot_study(path):
     left.set_xlim(-0.03, 0.03)  # a long interval would make the others too short to see
     left.axvspan(-analysis.MARGIN, analysis.MARGIN, color="k", alpha=0.1)
     left.set(xlabel=f"test accuracy − relu's (grey: within ±{analysis.MARGIN})")
-    right.set(xlabel="training loss (with the penalty) − relu's")
+    right.set(xlabel="training loss − relu's")
     title = "mean (number of seeds) and 95 % interval, not corrected; long intervals may be cut off"
     figure.suptitle(title, fontsize="medium")
     save(figure, path, analysis.RESULTS)
