@@ -182,12 +182,12 @@ def contrasts_table():
 
 
 def cross_entropy(line):
-    """The training loss without the penalty, which another weight decay makes another measure."""
+    """The training loss without the penalty, whose scale depends on the weight decay."""
     return loss(line) - analysis.measure_of("penalty")(line)
 
 
 def log_of_squares(line):
-    """Of the sum of the squared weights; its mean difference is the log of their mean ratio."""
+    """Its mean difference is the log of the geometric mean of the ratios."""
     return np.log(analysis.measure_of("squares")(line))
 
 

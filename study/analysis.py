@@ -229,7 +229,7 @@ def _corrected(p):
 
 
 def _welch(ours, theirs):
-    """Half of the 95 % interval of the difference of means, as if they were not paired."""
+    """Half of the 95 % interval of the difference of means, as if the seeds were not paired."""
     if len(ours) < 2:
         return None
     low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()

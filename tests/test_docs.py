@@ -32,7 +32,7 @@ def test_each_table_is_on_a_page():
     assert set(re.findall(r"<!-- (\w+): made by", texts)) == set(make.TABLES)
 
 
-def test_the_figures_of_the_answer_are_those_of_the_table():
+def test_the_figures_of_the_answer_occur_in_the_table():
     text = (make.DOCS / "study.md").read_text(encoding="utf-8")
     answer, results = text.split("![", 1)
     table = re.search("<!-- study: .*?-->\n(.*?)<!-- end", results, re.S)[1]
