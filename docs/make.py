@@ -16,9 +16,10 @@ from resnet_v2 import resnet_v2
 from study import analysis, flatness, speed, why
 from study.analysis import (
     accuracy,
+    cross_entropy,
     differences,
     half_interval,
-    loss,
+    log_of_squares,
     loss_differences,
     study,
     values_by_seed,
@@ -92,13 +93,19 @@ def study_table():
     """A line for each row that has several seeds: its differences to relu, and what tests say."""
     header = ("row", "seeds", "test", "relu's", "difference, paired", "unpaired", "p (Holm)")
     header += (f"p of equality (±{analysis.MARGIN})", "training loss − relu's", "runs on")
-    lines, rows = [], study()
-    more, cost = differences(rows, accuracy), loss_differences(rows)
-    for row, found in rows.items():
-        if len(found.seeds) > 1:
-            versus = *_in_cells(more[row]), difference_in_words(cost.get(row), digits=3)
-            lines.append((row, len(found.seeds), *_means(found), *versus, _setups(found)))
+    lines, (rows, more, cost) = [], _compared()
+    for row, difference in more.items():
+        if difference.seeds > 1:
+            versus = *_in_cells(difference), difference_in_words(cost.get(row), digits=3)
+            cells = *_means(rows[row]), *versus, _setups(rows[row])
+            lines.append((row, difference.seeds, *cells))
     return table(header, lines)
+
+
+def _compared():
+    """The comparisons, and their differences of accuracy and of loss, each {row: …}."""
+    rows = study()
+    return rows, differences(rows, accuracy), loss_differences(rows)
 
 
 def difference_in_words(difference, digits=4):
@@ -138,13 +145,12 @@ def _setups(found):
 
 def single_table():
     """A line for each row that has one seed, beside the report of 2018."""
-    lines, rows = [], study()
-    more, cost = differences(rows, accuracy), loss_differences(rows)
-    for row, found in rows.items():
-        if len(found.seeds) == 1:
+    lines, (rows, more, cost) = [], _compared()
+    for row, difference in more.items():
+        if difference.seeds == 1:
             report = f"{REPORTED_IN_2018[row]:.4f}" if row in REPORTED_IN_2018 else ""
-            test, _ = _means(found)
-            versus = difference_in_words(more[row]), difference_in_words(cost.get(row), digits=3)
+            test, _ = _means(rows[row])
+            versus = difference_in_words(difference), difference_in_words(cost.get(row), digits=3)
             lines.append((row, report, test, *versus))
     header = ("row", "test in 2018", "test", "− relu's (or tanh's)", "training loss − relu's")
     return table(header, lines)
@@ -152,12 +158,11 @@ def single_table():
 
 def answer_table():
     """The README's rows, in the columns that answer the question."""
-    rows, lines = study(), []
-    more, cost = differences(rows, accuracy), loss_differences(rows)
+    lines, (rows, more, cost) = [], _compared()
     for row in ANSWER:
         versus = difference_in_words(more[row]), p_in_words(more[row].p)
         cells = *_means(rows[row]), *versus, difference_in_words(cost.get(row), digits=3)
-        lines.append((row, *cells, len(rows[row].seeds)))
+        lines.append((row, *cells, more[row].seeds))
     header = ("row", "test accuracy", "relu's", "difference", "p (Holm)", "training loss − relu's")
     return table((*header, "seeds"), lines)
 
@@ -167,28 +172,19 @@ def contrasts_table():
     lines = []
     for (row, other), prediction in PREDICTIONS.items():
         found = study({row: other})  # one row, so its p is not corrected
-        difference = differences(found, accuracy).get(row)
+        difference, fit, squares = (
+            differences(found, measure).get(row)
+            for measure in (accuracy, cross_entropy, log_of_squares)
+        )
         cells = ["", "no run yet", *[""] * 5]
         if difference:
-            fit = differences(found, cross_entropy).get(row)
-            weights = differences(found, log_of_squares).get(row)
-            ratio = f"{np.exp(weights.mean):.2f}" if weights else ""
-            fit = difference_in_words(fit, digits=3)
-            cells = [len(found[row].seeds), *_in_cells(difference), fit, ratio]
+            ratio = f"{np.exp(squares.mean):.2f}" if squares else ""
+            cells = [difference.seeds, *_in_cells(difference)]
+            cells += [difference_in_words(fit, digits=3), ratio]
         lines.append((f"{row} − {other}", prediction, *cells))
     header = ("difference of test accuracy", "prediction", "seeds", "paired", "unpaired")
     header += ("p, not corrected", f"p of equality (±{analysis.MARGIN})")
     return table((*header, "difference of cross-entropy", "ratio of squared weights"), lines)
-
-
-def cross_entropy(line):
-    """The training loss without the penalty, whose scale depends on the weight decay."""
-    return loss(line) - analysis.measure_of("penalty")(line)
-
-
-def log_of_squares(line):
-    """Its mean difference is the log of the geometric mean of the ratios."""
-    return np.log(analysis.measure_of("squares")(line))
 
 
 def flatness_table():

@@ -18,7 +18,8 @@ FUNCTIONS = (
 )
 SHOWN_BY_DEPTH = ("relu", "paper", "paper, peak", "GAAF_relu", "GAAF_relu, peak", "bsilu")
 # A network has the same colour in all parts of a picture.
-COLOR_OF = {x: f"C{i}" for i, x in enumerate(dict.fromkeys([*why.NETWORKS, *SHOWN_BY_DEPTH]))}
+ONCE_EACH = dict.fromkeys([*why.NETWORKS, *SHOWN_BY_DEPTH])
+COLOR_OF = {name: f"C{i}" for i, name in enumerate(ONCE_EACH)}
 # The groups of rows in the picture.
 GROUPS = {
     "GAAF": ("paper", "paper, peak", "default", "default, half the decay", "bsilu"),
@@ -78,8 +79,9 @@ def plot_study(path):
         plot_differences(axes, rows, names)
         axes.axvline(0, color="k", lw=1)
         axes.grid(alpha=0.3, axis="x")
-    numbers = {row: len(each.seeds) for row, each in found.items()}
-    labels = [f"{name} ({numbers[name]})" if name in numbers else name for name in names]
+    labels = [
+        f"{name} ({by_accuracy[name].seeds})" if name in by_accuracy else name for name in names
+    ]
     left.set_yticks([-y for y in range(len(names))], labels)
     left.set_xlim(-0.03, 0.03)  # a long interval would make the others too short to see
     left.axvspan(-analysis.MARGIN, analysis.MARGIN, color="k", alpha=0.1)

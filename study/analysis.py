@@ -84,11 +84,6 @@ class Comparison(NamedTuple):
         """{(`Group`, seed): (line, line of the other row)}. Only these runs are compared."""
         return {key: (self.runs[key], self.others[key]) for key in self.runs if key in self.others}
 
-    @property
-    def seeds(self):
-        """The seeds of these pairs."""
-        return {seed for _, seed in self.pairs}
-
 
 def study(pairs=None):
     """{row: `Comparison`} of the rows that have been run.
@@ -122,8 +117,8 @@ def _runs_of(row, groups, chosen):
 
 def _groups(results):
     """The results as {`Group`: {row: {seed: line}}}; of a row, those with its latest settings."""
-    data_by_row = dict.fromkeys((line["row"], line["data"]) for line in results)
-    data = statistics.mode(data for _, data in data_by_row)
+    combinations = dict.fromkeys((line["row"], line["data"]) for line in results)  # each once
+    data = statistics.mode(data for _, data in combinations)
     same, groups = same_code(results), {}
     latest = {line["row"]: _settings_of(line) for line in results}
     for line in results:
@@ -147,6 +142,16 @@ def measure_of(column):
 accuracy, loss = measure_of("test_accuracy"), measure_of("train_loss")
 
 
+def cross_entropy(line):
+    """The training loss without the penalty, whose scale depends on the weight decay."""
+    return loss(line) - measure_of("penalty")(line)
+
+
+def log_of_squares(line):
+    """Of the squared weights. Its mean difference is the log of their geometric mean ratio."""
+    return np.log(measure_of("squares")(line))
+
+
 class Difference(NamedTuple):
     """How a measure of a row differs from that of the other row."""
 
@@ -155,6 +160,7 @@ class Difference(NamedTuple):
     unpaired: float | None  # half of the 95 % interval by Welch
     p: float | None  # of the paired t-test, by Holm's method corrected for all rows
     equivalence: float | None  # p of the equivalence test at ±MARGIN; from MANY seeds on
+    seeds: int  # of which the measure of both rows is known
 
 
 def differences(found, measure):
@@ -175,6 +181,7 @@ def differences(found, measure):
             _welch(*pairs[row].T),
             p.get(row),
             _p_of_equivalence(values) if len(values) >= MANY else None,
+            len(values),
         )
         for row, values in by_row.items()
     }
@@ -193,7 +200,7 @@ def values_by_seed(comparison, measure):
     """A measure of a row and of the other one, of shape (seeds, 2): means over the groups.
 
     A seed has the same order of images in each group, so its runs may not be independent. They
-    count once. Pairs of which not both values are known do not count.
+    count once. A pair of runs counts only if both values are known.
     """
     by_seed = {}
     for (_, seed), lines in comparison.pairs.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from main import Settings
 from study.analysis import RESULTS, key_of, same_code
 from study.rows import PROTOCOL, ROWS
-from study.runs import Run, add, collect, result_of
+from study.runs import Run, add, collect, print_line, result_of
 from training import Mistake
 from training.data import require_source
 from training.files import read_csv
@@ -66,7 +66,7 @@ def train(runs, at_once, results=RESULTS):
         run.train(processes)
         line = result_of(run.directory)
         add([line], results)
-        print(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}\n", end="", flush=True)
+        print_line(f"{run.row}, seed {run.seed}: {line['test_accuracy']:.4f}")
 
     try:
         for trained in [pool.submit(train_if_needed, run) for run in todo]:

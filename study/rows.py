@@ -1,4 +1,4 @@
-"""The rows of the study: what each trains and is compared with, and what was predicted."""
+"""The rows of the study: what each trains and is compared with, what was reported and predicted."""
 
 # What main.py trains by default. Each row says what differs from it.
 PROTOCOL = {

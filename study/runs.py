@@ -78,8 +78,7 @@ class Run(NamedTuple):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         log_path, seconds = self.directory / "log.txt", self.directory / "seconds.txt"
-        # The line and its end at once, as the threads of other runs print as well.
-        print(f"{self.row}, seed {self.seed}: see {log_path}\n", end="", flush=True)
+        print_line(f"{self.row}, seed {self.seed}: see {log_path}")
         began = time.monotonic()
         with open(log_path, "a", encoding="utf-8") as log:
             environment = {**SHARING, **os.environ}
@@ -97,6 +96,11 @@ class Run(NamedTuple):
             "seconds": round(sum(map(float, seconds.read_text(encoding="utf-8").split()))),
         }
         write_text(self.directory / FINISHED, json.dumps(finished, indent=1))
+
+
+def print_line(text):
+    """Prints text and its line end in one piece: the threads of other runs print as well."""
+    print(f"{text}\n", end="", flush=True)
 
 
 def squares_of(path):

@@ -94,9 +94,9 @@ def test_the_picture_of_the_study_shows_its_results(drawn):
     found = make.study()
     names = [label.get_text() for label in left.get_yticklabels()]
     shown = [name for name in names if not name.endswith(":")]
-    several = {f"{row} ({len(x.seeds)})": row for row, x in found.items() if len(x.seeds) > 1}
-    assert sorted(shown) == sorted(several)
     measured = pictures.differences(found, pictures.accuracy), pictures.loss_differences(found)
+    several = {f"{row} ({x.seeds})": row for row, x in measured[0].items() if x.seeds > 1}
+    assert sorted(shown) == sorted(several)
     assert "weight decay matched" in measured[0] and "weight decay matched" not in measured[1]
     for axes, differences in zip((left, right), measured, strict=True):
         drawn_here = [name for name in shown if several[name] in differences]
