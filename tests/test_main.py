@@ -1,6 +1,7 @@
 """The command line, and whole trainings on small data."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -515,6 +516,34 @@ def test_several_steps_at_once_are_refused(steps, run, monkeypatch, capsys):
     compiled_with(monkeypatch, steps_per_execution=steps)
     message = stops_with(2, [*flags, "--overwrite"], capsys)
     assert message.endswith(f"steps_per_execution: allowed is 1; received {steps!r}\n")
+    assert contents(directory) == before
+
+
+class Scaled(keras.layers.Layer):
+    """Keras cannot save it: its argument is a function, and it has no `get_config`."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def call(self, x):
+        return self.scale(x)
+
+
+@once
+@pytest.mark.parametrize("unsavable", ["layer", "optimizer"])
+def test_what_keras_cannot_save_is_refused_before_it_trains(unsavable, run, monkeypatch, capsys):
+    directory, flags = run
+    before = contents(directory)
+    if unsavable == "layer":
+        layers = [keras.Input((32, 32, 3)), Scaled(lambda x: x / 255), keras.layers.Flatten()]
+        network = keras.Sequential([*layers, keras.layers.Dense(10, "softmax")], name="mine")
+        monkeypatch.setattr("training.model.build", lambda *_: network)
+    else:
+        rate = functools.partial(float, 1e-3)
+        compiled_with(monkeypatch, optimizer=keras.optimizers.Adam(rate))
+    message = stops_with(2, [*flags, "--overwrite", "--ignore-changes"], capsys)
+    assert "model: allowed is one that Keras can save, with its optimizer; received " in message
     assert contents(directory) == before
 
 

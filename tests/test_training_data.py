@@ -256,6 +256,8 @@ def test_a_path_is_made_whole(tmp_path, monkeypatch):
     whole = str((tmp_path / "a.npz").resolve())
     for source in ("a.npz", "./a.npz", "~/a.npz", whole):
         assert data.require_source(source) == whole
+    (tmp_path / "link.npz").symlink_to(tmp_path / "a.npz")
+    assert data.require_source("link.npz") == str(tmp_path.resolve() / "link.npz")
     assert data.require_source("digits") == "digits"
     with pytest.raises(
         Mistake, match=r"^data: allowed is .*; received '~nobody-of-that-name/a.npz'"
@@ -376,10 +378,12 @@ def test_a_share_that_leaves_a_class_without_images_is_refused(share, received):
         data.hold_out(whole, share, seed=0)
 
 
-def test_too_little_memory_is_no_fault_of_the_file(npz, monkeypatch):
+def test_too_little_memory_is_no_fault_of_the_data(npz, monkeypatch):
     def load_nothing(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(np, "load", load_nothing)
-    with pytest.raises(MemoryError):
-        data.load(str(npz))
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", load_nothing)
+    for source in (str(npz), "cifar10"):
+        with pytest.raises(MemoryError):
+            data.load(source)

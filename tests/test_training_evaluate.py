@@ -66,6 +66,15 @@ def test_an_error_without_words_is_told_by_its_kind(run, monkeypatch, capsys):
     assert message.endswith("which cannot be loaded: RuntimeError\n")
 
 
+def test_too_little_memory_is_no_fault_of_the_model(run, monkeypatch, capsys):
+    def load_model(path, compile):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(keras.models, "load_model", load_model)
+    message = stops_with(1, ["--evaluate", str(run[0])], capsys)
+    assert message == "main.py: error: the memory is not enough to test this model\n"
+
+
 def test_the_data_are_found_from_any_directory(npz, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(npz.parent)
     main.main(["--depth=8", "--epochs=1", "--activation=relu", "--data=small.npz"])

@@ -196,9 +196,9 @@ def ending_of(error, settings):
     if isinstance(error, CannotWrite):
         problem = f"cannot write {error.filename}: {error.strerror}"
         return 1, f"error: {problem}; {saved_state(settings)}; {resume_hint(settings)}"
-    if _is_out_of_memory(error) and settings is None:
+    if is_out_of_memory(error) and settings is None:
         return 1, "error: the memory is not enough to test this model"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         way_out = "take a smaller --batch-size or --depth, or fewer images"
         return 1, f"error: the memory is not enough: {way_out}; {saved_state(settings)}"
     return None
@@ -212,7 +212,8 @@ def as_flag(message, settings):
     return f"--{name.replace('_', '-')}:{rest}" if is_flag else message
 
 
-def _is_out_of_memory(error):
+def is_out_of_memory(error):
+    """Whether the memory was not enough, that of a GPU included."""
     names = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
     return type(error).__name__ in names or "RESOURCE_EXHAUSTED" in str(error)
 

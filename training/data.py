@@ -83,7 +83,8 @@ def require_source(source):
             f"data: allowed is {', '.join(map(repr, NAMED))}, or the path of an .npz file or of "
             f"an official .tar.gz; received {source!r}, which is not a file"
         )
-    return str(path.resolve())
+    # Of a link its own name, as that of what it points to may end in another way.
+    return str(path.parent.resolve() / path.name)
 
 
 def _download(name):
@@ -91,6 +92,8 @@ def _download(name):
 
     try:
         (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
+    except MemoryError:
+        raise
     except Exception as error:  # Keras raises a bare Exception when there is no connection
         raise Mistake(
             f"data: {name} could not be downloaded ({reason(error)}); give --data the path of its "

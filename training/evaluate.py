@@ -8,7 +8,7 @@ import numpy as np
 
 import gaaf  # noqa: F401, so that Keras finds what a saved model names
 from training import Mistake, reason
-from training.console import say
+from training.console import is_out_of_memory, say
 from training.data import hold_out, load
 from training.identity import config_in, digest_of_data
 from training.model import require_fitting
@@ -68,6 +68,8 @@ def load_model(path):
     try:
         return keras.models.load_model(path, compile=False)  # in safe mode: no code of its own
     except Exception as error:  # a file that Keras did not make raises any kind
+        if is_out_of_memory(error):
+            raise
         raise Mistake(
             f"evaluate: allowed is a model saved by Keras, without code of its own; received "
             f"'{path}', which cannot be loaded: {reason(error)}"

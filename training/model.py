@@ -2,14 +2,15 @@
 
 import contextlib
 import difflib
+import json
 
 import keras
 
 import gaaf
 from resnet_v1 import block_and_count, resnet_v1
 from resnet_v2 import resnet_v2
-from training import Mistake, tensorflow_cpu
-from training.settings import CHOICES
+from training import Mistake, reason, tensorflow_cpu
+from training.settings import CHOICES, USUAL_SHAPES
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
 RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.1}  # what learning rate "auto" is
@@ -61,7 +62,7 @@ def activation_of(settings):
 
 def _require_shape(settings, phi):
     """Raises `Mistake` for a shape that GAAF does not have with this φ, in the words of a flag."""
-    usual = phi in ("relu", "relu6", "tanh")
+    usual = phi in USUAL_SHAPES
     unusable = [] if phi == "relu" else ["bsilu", "nelu", "leaky"]
     shapes = [x for x in CHOICES["shape"] if x not in unusable and (usual or x != "auto")]
     if settings.shape not in shapes:
@@ -173,6 +174,17 @@ def require_each_step(model):
     """Raises `Mistake` if the model takes several steps at once: a run watches each of them."""
     if model.steps_per_execution != 1:
         raise Mistake(f"steps_per_execution: allowed is 1; received {model.steps_per_execution!r}")
+
+
+def require_savable(model):
+    """Raises `Mistake` if Keras cannot save the model and its optimizer, as after each epoch."""
+    try:
+        json.dumps(keras.saving.serialize_keras_object(model))
+    except Exception as error:  # whatever the `get_config` of the user's own layers raises
+        raise Mistake(
+            "model: allowed is one that Keras can save, with its optimizer; "
+            f"received {model.name}: {reason(error)}"
+        ) from error
 
 
 def _fits(shape, wanted):

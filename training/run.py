@@ -18,7 +18,12 @@ from training.identity import (
     require_same_run,
 )
 from training.learning_rate import LearningRate
-from training.model import make_variables, require_each_step, require_fitting
+from training.model import (
+    make_variables,
+    require_each_step,
+    require_fitting,
+    require_savable,
+)
 from training.tensorboard import require_activations
 
 
@@ -60,13 +65,14 @@ class Run(contextlib.ExitStack):
 
         Raises:
             Mistake: if the directory holds another run, or one without a checkpoint; if the model
-                does not fit the data or the histograms, or takes several steps at once; or if a
-                callback needs another optimizer.
+                does not fit the data or the histograms, takes several steps at once, or cannot be
+                saved; or if a callback needs another optimizer.
         """
         self._require_checkpoint()
         require_averages(self.callbacks, model.optimizer)
         require_fitting(model, self.data, "model", model.name)
         require_each_step(model)
+        require_savable(model)
         if self.settings.gradient_histograms:
             require_activations(model)
         make_variables(model)

@@ -36,6 +36,8 @@ LIMITS = {
     "seed": (0, 2**32 - 1),
     "validation": (0, 0.9),
 }
+# What shape "auto" is for an activation.
+USUAL_SHAPES = {"relu": "sigmoid", "relu6": "sigmoid", "tanh": "gaussian"}
 # Words that may stand in the place of a number.
 WORDS = {"learning_rate": ("auto",), "gain": ("peak",)}
 
@@ -77,7 +79,7 @@ def _require_effect(values, defaults):
     """
     phi, shape = values["activation"].removeprefix("GAAF_"), values["shape"]
     if shape == "auto":
-        shape = {"relu": "sigmoid", "relu6": "sigmoid", "tanh": "gaussian"}.get(phi, "auto")
+        shape = USUAL_SHAPES.get(phi, "auto")
     without_effect = {}
     if shape != "sigmoid":
         without_effect |= dict.fromkeys(("shift", "slope"), f"shape {shape!r}")
