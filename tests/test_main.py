@@ -429,7 +429,11 @@ def test_a_plateau_lowers_a_constant_rate_and_it_stays_low(npz, tmp_path, capsys
 def test_a_schedule_among_ones_callbacks_has_the_last_word():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.5), "mse")
-    theirs = keras.callbacks.LearningRateScheduler(lambda epoch: 0.25 / (epoch + 1))
+
+    def set_rate(epoch, logs):
+        model.optimizer.learning_rate = 0.25 / (epoch + 1)
+
+    theirs = keras.callbacks.LambdaCallback(on_epoch_begin=set_rate)
     ours = LearningRate(main.Settings(epochs=2), model.optimizer)
     x = np.ones((4, 2), "float32")
     history = model.fit(x, x[:, :1], epochs=2, callbacks=[ours, theirs], verbose=0)
@@ -495,6 +499,7 @@ def test_what_runs_eagerly_can_be_looked_at(npz, tmp_path, monkeypatch):
         output_dir=str(tmp_path / "run"),
     )
     main.train(settings)
+    assert seen.pop(0) == pytest.approx(0.1)  # a trial, before the run begins
     assert len(seen) == 3 and min(seen) > 0 and max(seen) < 1
 
 
@@ -517,6 +522,28 @@ def test_several_steps_at_once_are_refused(steps, run, monkeypatch, capsys):
     message = stops_with(2, [*flags, "--overwrite"], capsys)
     assert message.endswith(f"steps_per_execution: allowed is 1; received {steps!r}\n")
     assert contents(directory) == before
+
+
+@once
+def test_a_loss_that_does_not_fit_fails_before_a_run_is_replaced(run, monkeypatch):
+    directory, flags = run
+    before = contents(directory)
+    compiled_with(monkeypatch, loss="categorical_crossentropy")
+    with pytest.raises(ValueError, match="same rank"):
+        main.main([*flags, "--overwrite"])
+    assert contents(directory) == before
+
+
+def test_without_an_accuracy_the_lowest_loss_is_the_best(run, monkeypatch, capsys):
+    directory, flags = run
+    compiled_with(monkeypatch, metrics=[keras.metrics.SparseCategoricalAccuracy()])
+    main.main([*flags, "--overwrite"])
+    losses = [row["val_loss"] for row in read_history(directory / "history.csv")]
+    best = losses.index(min(losses)) + 1
+    said = capsys.readouterr().out
+    assert f"No metric has the name accuracy: epoch {best} is the best, by val_loss\n" in said
+    checkpoint = directory / "checkpoints" / f"{best:04}.keras"
+    assert (directory / "best.keras").read_bytes() == checkpoint.read_bytes()
 
 
 class Scaled(keras.layers.Layer):

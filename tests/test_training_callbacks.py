@@ -20,7 +20,7 @@ from training.tensorboard import TensorBoard
 def test_signals_are_caught_once_and_given_back(is_program, monkeypatch):
     monkeypatch.setattr(callbacks.console, "is_program", lambda: is_program)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with callbacks.StopOnSignal() as stop:
+    with pytest.raises(Interrupted), callbacks.StopOnSignal() as stop:
         stop.on_train_batch_begin(0)
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted, match="SIGINT"):
@@ -31,6 +31,7 @@ def test_signals_are_caught_once_and_given_back(is_program, monkeypatch):
         # `finally`, as Ctrl-C raises KeyboardInterrupt there.
         second = (signal.SIG_DFL, signal.SIG_DFL) if is_program else before
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == second
+        # No step follows, and so the end raises: a loop around the training is to end as well.
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
@@ -108,17 +109,22 @@ def test_the_time_that_is_left_is_that_of_the_whole_run(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
-def test_a_plateau_is_no_schedule_beside_another(schedule):
-    plateau = [keras.callbacks.ReduceLROnPlateau()]
-    settings = main.Settings(schedule=schedule)
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+    ],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_only_one_sets_the_learning_rate(callback, schedule):
+    settings, name = main.Settings(schedule=schedule), type(callback).__name__
     callback_states.require_compatible(settings, [keras.callbacks.EarlyStopping()])
     if schedule == "constant":
-        callback_states.require_compatible(settings, plateau)
+        callback_states.require_compatible(settings, [callback])
     else:
-        with pytest.raises(
-            Mistake, match=r"^schedule: allowed with ReduceLROnPlateau is 'constant'"
-        ):
-            callback_states.require_compatible(settings, plateau)
+        with pytest.raises(Mistake, match=f"^schedule: allowed with {name} is 'constant'"):
+            callback_states.require_compatible(settings, [callback])
 
 
 def events(folder):

@@ -68,9 +68,10 @@ def test_remove_run_leaves_other_files(tmp_path):
     mine += ["checkpoints/7.keras", "checkpoints/0001-mine-2.keras", "checkpoints/2024-01.keras"]
     mine += ["tensorboard/mine/events.1", "tensorboard/events_of_my_run.txt"]
     mine += ["tensorboard/gradients/epoch1_notes.txt", ".unfinished/thesis.txt"]
-    mine += ["tensorboard/events.out.tfevents.old/a_folder.txt"]
+    mine += ["tensorboard/events.out.tfevents.1795880806.of_my_own"]
+    mine += ["tensorboard/history.out.tfevents.old/a_folder.txt"]
     theirs = ["checkpoints/0001.keras", "checkpoints/12345.keras"]
-    theirs += ["tensorboard/events.out.tfevents.1795880806.vm"]
+    theirs += ["tensorboard/history.out.tfevents.1795880806.vm"]
     theirs += ["tensorboard/gradients/epoch0001.out.tfevents.1795880806.vm"]
     theirs += [f"{files.UNFINISHED}/0002.keras", f"checkpoints/{files.UNFINISHED}/0003.keras"]
     for name in (*mine, *theirs):

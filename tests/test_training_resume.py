@@ -384,7 +384,7 @@ def test_a_full_disk_is_told_and_what_was_there_stays(run, capsys, monkeypatch):
     assert contents(directory / "checkpoints") == before
 
 
-@pytest.mark.parametrize("name", ["final.keras", "events.out.tfevents.1.vm"])
+@pytest.mark.parametrize("name", ["final.keras", "history.out.tfevents.1.vm"])
 def test_a_file_that_another_program_holds_is_told(name, run, capsys, monkeypatch):
     def unlink(path, **options):
         if path.name == name:
@@ -394,7 +394,7 @@ def test_a_file_that_another_program_holds_is_told(name, run, capsys, monkeypatc
     before = Path.unlink
     monkeypatch.setattr(Path, "unlink", unlink)
     _, arguments = run
-    (run[0] / "tensorboard" / "events.out.tfevents.1.vm").touch()
+    (run[0] / "tensorboard" / "history.out.tfevents.1.vm").touch()
     message = stops_with(1, [*arguments, "--epochs=3"], capsys)
     assert f"{name}: Permission denied; the state after epoch 2 is in" in message
 

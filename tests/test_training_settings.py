@@ -124,7 +124,7 @@ def test_settings_of_ones_own_have_those_of_main_and_more():
     assert check(dataclasses.replace(made, data="digits")).smoothing == 0.1
 
 
-def test_settings_of_ones_own_may_be_of_any_type():
+def test_settings_of_ones_own_may_be_of_any_type(capsys):
     @dataclasses.dataclass(frozen=True)
     class Several(main.Settings):
         names: tuple[str, ...] = ("a", "b")
@@ -132,9 +132,17 @@ def test_settings_of_ones_own_may_be_of_any_type():
         teacher: str | None = None
         augments: bool | None = None
         label: typing.Optional[str] = None  # noqa: UP045  as older code has it
+        head: typing.Literal["small", "large"] = "small"
+        seed: int = dataclasses.field(default_factory=lambda: 7)
 
     assert check(Several(data="digits")) == Several(data="digits")
     assert check(Several(data="digits", teacher="a.keras")).teacher == "a.keras"
+    assert parse(Several, "", ["--teacher=b"])[0] == Several(teacher="b")
+    assert parse(Several, "", ["--evaluate=runs"]) == (Several(), ("runs", None))
+    for name in ("names", "flags", "augments", "head"):  # which text cannot give
+        with pytest.raises(SystemExit):
+            parse(Several, "", [f"--{name}=small"])
+        assert f"unrecognized arguments: --{name}" in capsys.readouterr().err
 
 
 def test_settings_may_be_in_a_script_whose_annotations_are_text(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def model_of(fast, monkeypatch, **settings):
         metrics=["accuracy"],
         jit_compile=devices.jit_compile(),
     )
-    make_variables(model)
+    make_variables(model, Data(X, Y, X, Y), 32)
     return model
 
 
@@ -142,7 +142,7 @@ def trained(small_graph, monkeypatch, optimizer="adam", **compiled):
     keras.utils.set_random_seed(0)
     model = build(SETTINGS, Data(X, Y, X, Y))
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False, **compiled)
-    make_variables(model)
+    make_variables(model, Data(X, Y, X, Y), 32)
     tensorflow_cpu.shrink_graph(model)
     given = batches.feed(SETTINGS, Data(X, Y, X, Y))
     return model, model.fit(**given, epochs=2, verbose=0).history["loss"]
@@ -174,8 +174,8 @@ def test_an_adam_whose_variables_share_a_path_is_left_to_keras(monkeypatch):
 
     monkeypatch.setattr(tensorflow_cpu, "DEEP", 0)
     model = keras.Sequential([keras.Input((4,)), network(), network()])
-    model.compile("adam", "mse", jit_compile=False)
-    make_variables(model)
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    make_variables(model, Data(X, Y, X, Y), 32)
     tensorflow_cpu.shrink_graph(model)
     assert model.optimizer.update_step.__func__ is keras.optimizers.Adam.update_step
 

@@ -21,9 +21,10 @@ OF_KERAS = {"_model", "params"}
 
 
 def require_compatible(settings, callbacks):
-    """Raises `Mistake` for an object that is no callback, and for two of Keras' callbacks.
+    """Raises `Mistake` for an object that is no callback, and for three of Keras' callbacks.
 
-    These are BackupAndRestore, and ReduceLROnPlateau with a schedule that sets the rate itself.
+    These are BackupAndRestore, and those that set the learning rate, beside a schedule that sets it
+    too.
     """
     for callback in callbacks:
         if not isinstance(callback, keras.callbacks.Callback):
@@ -35,10 +36,11 @@ def require_compatible(settings, callbacks):
             "callbacks: allowed are all but BackupAndRestore, as a run goes on by itself; "
             "received BackupAndRestore"
         )
-    plateau = any(isinstance(x, keras.callbacks.ReduceLROnPlateau) for x in callbacks)
-    if plateau and settings.schedule != "constant":
+    of_rate = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+    setting = [type(x).__name__ for x in callbacks if isinstance(x, of_rate)]
+    if setting and settings.schedule != "constant":
         raise Mistake(
-            "schedule: allowed with ReduceLROnPlateau is 'constant', as others set the rate in "
+            f"schedule: allowed with {setting[0]} is 'constant', as others set the rate in "
             f"every epoch; received {settings.schedule!r}"
         )
 

@@ -8,6 +8,7 @@ import threading
 import time
 
 import keras
+import numpy as np
 
 from training import Mistake, console
 from training.checkpoints import best_of
@@ -30,6 +31,8 @@ def callbacks_of(run, steps, states):
     settings, folder = run.settings, run.directory / "tensorboard"
     whole_epochs = WholeEpochs(steps)
     before_users, after_users = [run.learning_rate, StopOnNotFinite(), whole_epochs], []
+    if keras.backend.backend() == "torch":
+        before_users.append(SeedOfTorch(settings.seed))
     if run.leads:
         before_users.append(Progress(settings.epochs))
         # What the user's own change after an epoch, such as the learning rate, is saved with it.
@@ -70,6 +73,22 @@ class Progress(keras.callbacks.Callback):
         if batch == 0 and not self.compiled:
             self.compiled = True
             print(f"{time.monotonic() - self.compiling_since:.0f} s", flush=True)
+
+
+class SeedOfTorch(keras.callbacks.Callback):
+    """Seeds PyTorch's own random generator anew in each epoch. Keras' Dropout draws from it."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:  # Keras' data loader has drawn by now
+            rng = np.random.default_rng((self.seed, self.epoch))
+            sys.modules["torch"].manual_seed(int(rng.integers(2**63)))
 
 
 class WholeEpochs(keras.callbacks.Callback):
@@ -184,8 +203,9 @@ class StopOnNotFinite(keras.callbacks.Callback):
 class StopOnSignal(keras.callbacks.Callback):
     """Raises `Interrupted` before the next step after Ctrl-C or SIGTERM.
 
-    It is a context manager too, within which it listens. A second signal ends main.py at once. In a
-    script or notebook it does what it did before, which for Ctrl-C is to raise KeyboardInterrupt.
+    It is a context manager too, within which it listens. If no step follows, it raises at the end.
+    A second signal ends main.py at once. In a script or notebook it does what it did before, which
+    for Ctrl-C is to raise KeyboardInterrupt.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -205,6 +225,8 @@ class StopOnSignal(keras.callbacks.Callback):
         self._give_back()
         if failed and not issubclass(failed, Mistake) and console.is_terminal(sys.stdout):
             print(flush=True)  # the progress bar has not ended its line
+        if not failed:  # else a loop around the training would go on
+            self.require_none()
 
     def _receive(self, number, frame):
         self.received = number

@@ -1,7 +1,6 @@
 """The terminal; how a run ends early, and what main.py says then. No Keras at import."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from training import Mistake, reason
 from training.files import CannotWrite
 from training.identity import config_in, directory_of
+from training.settings import as_flag
 
 BACKENDS = ("tensorflow", "jax", "torch")
 _is_program = False  # whether this process is main.py's own, and not somebody's notebook
@@ -87,6 +87,10 @@ def leave(code):
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    if code == 128 + signal.SIGINT and os.name == "posix":
+        # A shell ends the loop that the program runs in only if the signal itself ends it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     os._exit(code)
 
 
@@ -202,14 +206,6 @@ def ending_of(error, settings):
         way_out = "take a smaller --batch-size or --depth, or fewer images"
         return 1, f"error: the memory is not enough: {way_out}; {saved_state(settings)}"
     return None
-
-
-def as_flag(message, settings):
-    """A message about an argument, with the name that it has on the command line."""
-    name, colon, rest = message.partition(":")
-    flags = {field.name for field in dataclasses.fields(settings)} if settings else {"data"}
-    is_flag = colon and name in flags | {"evaluate"}
-    return f"--{name.replace('_', '-')}:{rest}" if is_flag else message
 
 
 def is_out_of_memory(error):

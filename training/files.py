@@ -16,7 +16,7 @@ UNFINISHED = ".unfinished_by_gaaf"  # a folder beside a file that is being writt
 # The names of the files that it writes into folders there, as regular expressions.
 IN_FOLDERS = {
     "checkpoints": r"\d{4,}\.keras",
-    "tensorboard": r"events\.out\.tfevents\..+",
+    "tensorboard": r"history\.out\.tfevents\..+",
     "tensorboard/gradients": r"epoch\d{4,}\.out\.tfevents\..+",
     f"checkpoints/{UNFINISHED}": ".+",
     UNFINISHED: ".+",

@@ -9,7 +9,7 @@ import keras
 import gaaf
 from resnet_v1 import block_and_count, resnet_v1
 from resnet_v2 import resnet_v2
-from training import Mistake, reason, tensorflow_cpu
+from training import Mistake, devices, reason, tensorflow_cpu
 from training.settings import CHOICES, USUAL_SHAPES
 
 RESNETS = {1: resnet_v1, 2: resnet_v2}
@@ -193,15 +193,19 @@ def _fits(shape, wanted):
     return is_one and all(size in (None, n) for size, n in zip(shape, wanted, strict=True))
 
 
-def make_variables(model):
-    """Makes all variables of a compiled model, so that they can be restored before it trains."""
+def make_variables(model, data, batch_size):
+    """Makes all variables of a compiled model, so that they can be restored before it trains.
+
+    Tries its loss on a first batch: an error is to come before an old run is removed.
+    """
     model.optimizer.build(model.trainable_variables)
+    x, y = data.x_train[:batch_size], keras.ops.convert_to_tensor(data.y_train[:batch_size])
+    probabilities = keras.ops.full((len(x), data.num_classes), 1 / data.num_classes)
+    if model.loss is not None and devices.count() == 1:
+        model.compute_loss(x, y, probabilities)
     if keras.backend.backend() == "tensorflow":
         # If the step made the variables of the metrics, TensorFlow would trace it twice.
-        x = keras.ops.zeros((1, *(size or 1 for size in model.input_shape[1:])), "uint8")
-        classes = model.output_shape[-1]
-        probabilities = keras.ops.full((1, classes), 1 / classes)
-        model.compute_metrics(x, keras.ops.zeros((1,)), probabilities)
+        model.compute_metrics(x, y, probabilities)
         model.reset_metrics()
 
 

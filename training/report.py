@@ -136,6 +136,8 @@ def summarise(settings, directory, rows, trained):
             f"{last['val_accuracy']:.4f} in the last epoch, {last['epoch']}; "
             f"{best['val_accuracy']:.4f} in the best, {best['epoch']}"
         )
+    else:
+        say(f"No metric has the name accuracy: epoch {best['epoch']} is the best, by val_loss")
     if tested := (config_in(directory) or {}).get("test_accuracy"):
         found = (f"{accuracy:.4f} of {name}" for name, accuracy in tested.items())
         say(f"Test accuracy: {', '.join(found)}")

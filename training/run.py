@@ -75,7 +75,7 @@ class Run(contextlib.ExitStack):
         require_savable(model)
         if self.settings.gradient_histograms:
             require_activations(model)
-        make_variables(model)
+        make_variables(model, self.data, self.settings.batch_size)
         tensorflow_cpu.shrink_graph(model)
         known = {"data_digest": self.data_digest, "optimizer": model.optimizer}
         changed = require_same_run(self.settings, **known)

@@ -154,13 +154,14 @@ def parse(settings_class, description, arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    comments, kinds = comments_of(settings_class), _kinds(settings_class)
-    for field in dataclasses.fields(settings_class):
-        help_text = comments.get(field.name, "").replace("%", "%%") or " "
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(
-            flag, default=field.default, help=help_text, **_argument(field.name, kinds[field.name])
-        )
+    comments, defaults = comments_of(settings_class), settings_class()
+    for name, kinds in _kinds(settings_class).items():
+        if kinds != (bool,) and kinds[0] not in (int, float, str):
+            continue  # a list, say, is edited, and has no flag
+        flag = "--" + name.replace("_", "-")
+        help_text = comments.get(name, "").replace("%", "%%") or " "
+        default = getattr(defaults, name)
+        parser.add_argument(flag, default=default, help=help_text, **_argument(name, kinds))
     parser.add_argument(
         "--evaluate",
         metavar="PATH",
@@ -169,7 +170,7 @@ def parse(settings_class, description, arguments=None):
     )
     given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
     path, data = given.pop("evaluate", None), given.pop("data")
-    changed = [name for name in given if given[name] != getattr(settings_class, name)]
+    changed = [name for name in given if given[name] != getattr(defaults, name)]
     if path is not None and changed:
         parser.error(f"--evaluate: allowed beside it is --data; received {', '.join(changed)}")
     if data is not None:
@@ -189,6 +190,14 @@ def _argument(name, kinds):
     metavar = "|".join([kinds[0].__name__.upper(), *words])
     value.__name__ = metavar.lower()  # which argparse names in its error
     return {"type": value, "metavar": metavar}
+
+
+def as_flag(message, settings):
+    """A message about an argument, with the name that it has on the command line."""
+    name, colon, rest = message.partition(":")
+    flags = {field.name for field in dataclasses.fields(settings)} if settings else {"data"}
+    is_flag = colon and name in flags | {"evaluate"}
+    return f"--{name.replace('_', '-')}:{rest}" if is_flag else message
 
 
 def comments_of(settings_class):

@@ -52,7 +52,7 @@ class TensorBoard(keras.callbacks.Callback):
         with writing(self.folder):
             if self.writer is None:
                 self.folder.mkdir(exist_ok=True)
-                self.writer = EventsWriter(str(self.folder / "events"))
+                self.writer = EventsWriter(str(self.folder / "history"))
             for column, value in row.items():
                 split = "test" if column.startswith("val_") else "train"
                 tag = f"{column.removeprefix('val_')}/{split}"
