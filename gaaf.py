@@ -93,8 +93,8 @@ class _Formula(NamedTuple):
 
 
 def _floor(x):
-    """⌊x⌋. An export needs ops.floor (ONNX has no //), but Keras' own may lose float64's digits."""
-    return ops.floor(x) if _is_being_exported() else x // 1
+    """⌊x⌋. ops.floor of float64 may be float32; // cannot be exported to ONNX from JAX."""
+    return x // 1 if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.floor(x)
 
 
 # φ′ of each φ whose gradient this module computes. The backend differentiates any other φ.
@@ -155,10 +155,10 @@ class GAAF(keras.Operation):
         wave: "floor" (default): g = (Kx − ⌊Kx⌋ − 0.5)/K. "round": g = (|Kx − round(Kx)| − 0.5)/K,
             whose slope alternates. None: the limit K → ∞, values exactly φ(x), gradient φ′ + s.
         shape: s. "sigmoid": sigmoid(slope·(x + shift)). "gaussian": exp(−x²/3). None: 1
-            everywhere. A callable: s(x) of a float32 or float64 tensor. Default "auto": "sigmoid"
-            for φ = relu, relu6 and a `keras.layers.ReLU`, "gaussian" for tanh. For any other φ the
-            shape must be given. Three shapes are for φ = relu alone, best with wave None: with
-            s = r′ − φ′ they replace its gradient by r′.
+            everywhere. A callable: s(x) of a float32 or float64 tensor, without variables that
+            train. Default "auto": "sigmoid" for φ = relu, relu6 and a `keras.layers.ReLU`,
+            "gaussian" for tanh. For any other φ the shape must be given. Three shapes are for
+            φ = relu alone, best with wave None: with s = r′ − φ′ they replace its gradient by r′.
             "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2.
             "nelu": r′ = 1 for x > 0, else 0.4x/(1 + x²)².
             "leaky": r′ = 1 for x > 0, else 0.1.
@@ -201,6 +201,8 @@ class GAAF(keras.Operation):
         if isinstance(phi, keras.Layer):
             _require("activation", _is_stateless(phi), "a layer without weights", phi)
         self.activation = phi
+        # A layer would cast x to its own dtype.
+        self._phi = phi.call if isinstance(phi, keras.Layer) else phi
         self.shift = _number("shift", shift)
         self.slope = _number("slope", slope)
         self.frequency = _number("frequency", frequency, "a positive finite number", 1.2e-38)
@@ -223,7 +225,7 @@ class GAAF(keras.Operation):
 
     def call(self, x):
         if _values_are_of_phi.get():
-            return ops.cast(self.activation(x), x.dtype)
+            return ops.cast(self._phi(x), x.dtype)
         if hasattr(x, "with_flat_values"):  # a tf.RaggedTensor
             flat = ops.reshape(x.flat_values, [-1])  # nothing is compiled for a vector's length
             return x.with_flat_values(ops.reshape(self.call(flat), ops.shape(x.flat_values)))
@@ -232,9 +234,9 @@ class GAAF(keras.Operation):
         # Any other φ: the backend differentiates φ itself. φ_new of the function 0 adds g·s to the
         # value and s to the gradient. The gain then multiplies the sum.
         wide = _widened(x)
-        y = ops.cast(self.activation(wide), wide.dtype)
+        y = ops.cast(self._phi(wide), wide.dtype)
         y = y + self._phi_new(ops.zeros_like, 1.0, x.dtype)(wide)
-        if self._factor != 1 and not _is_being_exported():
+        if self._factor != 1:
             y = _identity_with_gain(self._factor)(y)
         return ops.cast(y, x.dtype)
 
@@ -256,7 +258,10 @@ class GAAF(keras.Operation):
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         names = ("shift", "slope", "frequency", "wave", "shape", "gain")
-        config = {"activation": keras.activations.serialize(self.activation)}
+        phi = self.activation
+        # By its name alone, Keras would find keras.activations.gelu for keras.ops.gelu.
+        is_of_ops = getattr(ops, getattr(phi, "__name__", ""), None) is phi
+        config = {"activation": serialize(phi) if is_of_ops else keras.activations.serialize(phi)}
         config |= {name: getattr(self, name) for name in names}
         config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
         for name in ("activation", "shape"):
@@ -349,12 +354,11 @@ def get(identifier: Activation | None) -> Callable[[Tensor], Tensor]:
     """
     if isinstance(identifier, str) and identifier in ("GAAF_relu", "GAAF_tanh"):
         return globals()[identifier]
+    allowed = "'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, a callable or a config"
+    _require("activation", not inspect.isclass(identifier), allowed, identifier)
     try:
-        if inspect.isclass(identifier):
-            raise TypeError("a class is no activation, but its objects may be")
         return keras.activations.get(identifier)
     except (ValueError, TypeError) as error:
-        allowed = "'GAAF_relu', 'GAAF_tanh', the name of a Keras activation, a callable or a config"
         raise ValueError(f"activation: allowed is {allowed}; received {identifier!r}") from error
 
 
@@ -377,7 +381,8 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if _BACKEND == "jax":
         return _library.grad(lambda x: function(x).sum())(x)
     x = x.detach().requires_grad_(True)
-    y = function(x).sum()
+    with _library.enable_grad():  # within Keras' predict there is none
+        y = function(x).sum()
     if not y.requires_grad:
         return ops.zeros_like(x)
     return _library.autograd.grad(y, x, materialize_grads=True)[0]
@@ -497,8 +502,6 @@ def _make_function(formula, adds_wave):
     compiled = _differentiable(compiled_value, _compiled(input_gradient))
 
     def phi_new(x):
-        if _is_being_exported():
-            return value(x)
         # A shape of the user's own may contain what does not compile.
         if callable(formula.shape) or not _is_worth_compiling(x):
             return uncompiled(x)
@@ -568,7 +571,9 @@ def _is_worth_compiling(x):
     Else each call might have another number of elements. XLA would compile for each of them, which
     takes much longer than the operations. No size may be 0.
     """
-    if _BACKEND != "tensorflow" or _library.executing_eagerly() or platform.system() == "Darwin":
+    if _BACKEND != "tensorflow" or _library.executing_eagerly() or _is_being_exported():
+        return False
+    if platform.system() == "Darwin":
         return False  # macOS: TensorFlow has no XLA for the GPU there
     has_axes = x.shape.rank is not None and x.shape.rank > 1
     return has_axes and bool(x.shape[1:].num_elements())  # None if a size is not known
@@ -595,8 +600,7 @@ def _call_flattened(function, x):
 def _is_being_exported():
     """Whether `Model.export` calls this. Keras has no flag for that, so the call stack is searched.
 
-    Then only plain operations are used. ONNX has neither functions that XLA compiles nor custom
-    gradients, and an exported model is not trained. Other exporters are not recognised.
+    ONNX and LiteRT have no functions that XLA compiles. Other exporters are not recognised.
     """
     frame = inspect.currentframe()
     while frame and not str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
@@ -631,7 +635,12 @@ def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[
         ValueError: if a parameter is wrong, or if no copy can be made that computes the same.
     """
     GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
-    return _converted(model, functools.partial(_gaaf_of, parameters), check)
+
+    def gaaf_of(activation):
+        phi = _replaceable_phi(activation)
+        return phi and GAAF(phi, **parameters)
+
+    return _converted(model, gaaf_of, check)
 
 
 def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
@@ -640,12 +649,6 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
     Values differ by 0.5/frequency at most, for each activation. All else is as for `to_gaaf`.
     """
     return _converted(model, _phi_of_gaaf, check)
-
-
-def _gaaf_of(parameters, activation):
-    """The GAAF that replaces an activation; None if `to_gaaf` does not replace it."""
-    phi = _replaceable_phi(activation)
-    return phi and GAAF(phi, **parameters)
 
 
 def _replaceable_phi(activation):
@@ -735,7 +738,8 @@ class _Converter:
         if new := self.replacement_of(held, owner):
             self.replaced.add((id(owner or held), key))
             return self.config_of_replacement(config, held, new)
-        if key.endswith(("activation", "function")) and _is_own_function(held):
+        is_own_function = callable(held) and not (_is_keras(held) or hasattr(held, "call"))
+        if is_own_function and key.endswith(("activation", "function")):
             self.note_not_replaced(held, owner)
         content = config.get("config") if isinstance(config, dict) else config
         if isinstance(content, dict) and config.get("class_name") == type(held).__name__:
@@ -809,7 +813,8 @@ class _Converter:
     def convert_layers(self, configs, model):
         """Returns the new configs of a model's layers.
 
-        A layer used twice has one shared_object_id in both places, so that Keras loads it once.
+        A layer used twice has one shared_object_id in both places, so that Keras loads it once. One
+        without weights, which another model has too, is loaded for each of them, as Keras does.
         """
         layers = getattr(model, "operations", None) or model.layers
         # A Sequential's `layers` lacks the InputLayer and may have a layer twice. `configs` begins
@@ -818,13 +823,10 @@ class _Converter:
         config_of = dict(zip(dict.fromkeys(layers), configs[inputs:], strict=True))
         new = [self.convert(config_of[layer], layer) for layer in layers]
         for config, layer in zip(new, layers, strict=True):
-            config["shared_object_id"] = id(layer)
+            is_input = isinstance(layer, keras.layers.InputLayer)
+            if is_input or getattr(layer, "weights", None) or layers.count(layer) > 1:
+                config["shared_object_id"] = id(layer)
         return configs[:inputs] + new
-
-
-def _is_own_function(held):
-    """Whether it is a function of the user's own."""
-    return callable(held) and not (_is_keras(held) or hasattr(held, "call"))
 
 
 def _is_of_integers(held, owner):
@@ -835,7 +837,7 @@ def _is_of_integers(held, owner):
 
 
 def _operation_of(function, dtype):
-    """The one operation that Keras makes of a function in a graph. It passes masks on."""
+    """The one operation that Keras makes of a function in a graph. It passes no masks on."""
     x = keras.Input((1,))
     try:
         _, operation = keras.Model(x, function(x)).operations  # ValueError if there are several
@@ -859,42 +861,46 @@ def _compare(model, copy):
     Returns whether model and copy could be compared, and the result in words.
     """
     try:
-        _outputs(model, model.outputs)  # only to see whether the model takes a random batch
-    except Exception as error:
+        expected = _outputs(model, model.outputs)
+    except Exception as error:  # the model does not take a random batch
         return False, f"not compared with its copy ({' '.join(str(error).split())[:200]})"
-    largest = _difference(model, model.outputs, copy, copy.outputs)
+    largest = _difference(expected, _outputs(copy, copy.outputs))
     if largest <= _LARGEST_DIFFERENCE:
         share = f"{largest:.0e} of the largest"
         return True, f"with φ for GAAF, outputs of a random batch differ by {share}"
-    for layer in model.layers:
-        twin = copy.get_layer(layer.name)
+    steps = (getattr(each, "operations", None) or each.layers for each in (model, copy))
+    for layer, twin in zip(*steps, strict=True):
         if isinstance(layer, keras.Model):
             _compare(layer, twin)  # which raises if the difference is inside
-        elif _difference(model, layer.output, copy, twin.output) > _LARGEST_DIFFERENCE:
+            continue
+        expected, found = _outputs(model, layer.output), _outputs(copy, twin.output)
+        if _difference(expected, found) > _LARGEST_DIFFERENCE:
             raise ValueError(f"the first layer whose output differs is '{layer.name}'")
     raise ValueError("its output differs")
 
 
-def _difference(model, tensors, copy, copied_tensors):
-    """The largest difference of the same tensors in both, as a share of the largest value."""
-    largest = 0
-    pairs = zip(_outputs(model, tensors), _outputs(copy, copied_tensors), strict=True)
-    for expected, found in pairs:
-        difference = np.abs(expected - found).max(initial=0)
-        largest = max(largest, difference / np.abs(expected).max(initial=1e-30))
-    return largest
+def _difference(expected, found):
+    """The largest difference of arrays, as a share of the largest value."""
+    pairs = zip(expected, found, strict=True)
+    return max(np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-30) for a, b in pairs)
 
 
 def _outputs(model, tensors):
     """The values of a model's tensors, with φ for GAAF, for a batch that is always the same."""
     probe = keras.Model(model.inputs, tensors)
-    variables = probe.trainable_variables, probe.non_trainable_variables
+    # Both models draw the same random numbers. Keras does not save the states of their generators.
+    states = [
+        ops.zeros(x.shape, x.dtype) if x.name == "seed_generator_state" else x
+        for x in probe.non_trainable_variables
+    ]
     batch = [_random_batch(tensor) for tensor in model.inputs]
     context = contextvars.copy_context()
     context.run(_values_are_of_phi.set, True)  # so that only rounding may differ
     # Code that a layer has jitted, and that was traced with GAAF before, would use GAAF here.
     with _library.disable_jit() if _BACKEND == "jax" else contextlib.nullcontext():
-        outputs, _ = context.run(probe.stateless_call, *variables, batch, training=False)
+        outputs, _ = context.run(
+            probe.stateless_call, probe.trainable_variables, states, batch, training=False
+        )
     outputs = [ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]
     return [np.nan_to_num(ops.convert_to_numpy(output)) for output in outputs]
 

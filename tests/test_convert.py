@@ -429,6 +429,58 @@ def test_a_layer_used_more_than_once():
     require_back_and_forth(keras.Model(x, twice(dense(twice(dense(x))))), 2)
 
 
+@pytest.mark.parametrize("kind", [layers.ReLU, layers.Dropout])
+@pytest.mark.parametrize("inner", ["once", "twice", "Sequential"])
+def test_a_layer_without_weights_that_two_models_have(kind, inner):
+    """Keras loads it as two layers. A third one is beyond it."""
+    shared = kind() if kind is layers.ReLU else kind(0.5)
+    if inner == "Sequential":
+        first = keras.Sequential([keras.Input((4,)), layers.Dense(4, "tanh"), shared])
+    else:
+        x = keras.Input((4,))
+        y = shared(x) if inner == "twice" else x
+        first = keras.Model(x, shared(layers.Dense(4, "tanh")(y)))
+    x = keras.Input((4,))
+    model = keras.Model(x, shared(first(x)))
+    with_gaaf, replaced = gaaf.to_gaaf(model)
+    plain, taken_out = gaaf.to_plain(with_gaaf)
+    assert (replaced, taken_out) == ((2, 3) if kind is layers.ReLU else (1, 1))
+    require_close([model, plain], atol=0)
+    require_close([model, with_gaaf], atol=1e-3)
+
+
+class Sampling(layers.Layer):
+    """The layer of Keras' own example of a variational autoencoder."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.seed_generator = keras.random.SeedGenerator(1337)
+
+    def call(self, inputs):
+        mean, log_variance = inputs
+        noise = keras.random.normal(ops.shape(mean), seed=self.seed_generator)
+        return mean + ops.exp(0.5 * log_variance) * noise
+
+
+def test_what_draws_random_numbers_is_compared_with_the_same_ones():
+    x = keras.Input((4,))
+    y = layers.Dense(4, "relu")(x)
+    y = Sampling()([layers.Dense(2)(y), layers.Dense(2)(y)])
+    model = keras.Model(x, layers.Dense(1)(y))
+    model.predict(np.ones((2, 4)), verbose=0)  # the state of the generator moves on
+    with pytest.warns(UserWarning, match=r"1 .* batch differ by .*: sampling.*\(Sampling\)"):
+        _, replaced = gaaf.to_gaaf(model)
+    assert replaced == 1
+
+
+def test_the_layer_that_differs_is_named_whatever_its_copy_is_called(monkeypatch):
+    x = keras.Input((4,))
+    y = Sampling()([layers.Dense(4, "relu")(x), layers.Dense(4)(x)])
+    monkeypatch.setattr(gaaf, "_LARGEST_DIFFERENCE", -1)
+    with pytest.raises(ValueError, match="the first layer whose output differs is"):
+        gaaf.to_gaaf(keras.Model(x, y))
+
+
 def test_dictionaries_lists_and_models_in_models():
     a, b = keras.Input((4,), name="a"), keras.Input((None, 4), name="b")
     inner = keras.Model(a, [ops.relu(a), layers.Dense(2, "tanh")(a)], name="inner")

@@ -408,6 +408,12 @@ def test_a_layer_is_an_activation_if_it_has_no_weights():
     assert gaaf.GAAF(keras.layers.ReLU()).shape == "sigmoid"
 
 
+def test_a_layer_computes_in_the_dtype_of_x():
+    leaky = keras.layers.LeakyReLU(0.25, dtype="float16")
+    found = gaaf.GAAF(leaky, wave=None, shape=None)(np.array([1.0003, 70000], "float32"))
+    assert to_numpy(found).tolist() == [np.float32(1.0003), 70000]
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the others compile whole steps, or nothing")
 def test_only_shapes_known_but_for_the_batch_are_compiled(monkeypatch):
     import tensorflow as tf
@@ -756,6 +762,15 @@ def test_gradient_is_the_derivative():
     assert to_numpy(gaaf.gradient(keras.activations.relu, [-1.0, 2.0])).tolist() == [0, 1]
 
 
+def test_there_is_a_gradient_while_a_model_predicts():
+    class Slope(keras.layers.Layer):
+        def call(self, x):
+            return gaaf.gradient(gaaf.GAAF("relu", shape=None), x)
+
+    model = keras.Sequential([keras.Input((2,)), Slope()])
+    assert model.predict(np.array([[-1.0, 2.0]]), verbose=0).tolist() == [[1, 2]]
+
+
 def test_repr_is_what_makes_it_again():
     function = gaaf.GAAF("relu", shift=0.5, slope=5, wave=None, gain="peak", name="gaaf")
     again = eval(repr(function).replace("GAAF(", "gaaf.GAAF(name='gaaf', "))
@@ -843,7 +858,7 @@ def test_the_weight_of_a_layer():
 
 
 @pytest.mark.parametrize(
-    "activation, shape", [("relu", "cos"), ("exp", "sin"), ("relu", "sigmoid")]
+    "activation, shape", [("relu", "cos"), ("exp", "sin"), ("relu", "sigmoid"), ("gelu", "cos")]
 )
 def test_functions_of_keras_are_found_again(activation, shape, tmp_path):
     phi = activation if activation == "relu" else getattr(keras.ops, activation)
