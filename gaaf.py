@@ -147,7 +147,8 @@ class GAAF(keras.Operation):
     this gradient, but differentiates the value.
 
     Args:
-        activation: φ: the name of a Keras activation, a callable, or a layer without weights.
+        activation: φ: the name of a Keras activation, a callable, or a layer without weights. A
+            layer computes in its own dtype.
         shift: Where s = 0.5 lies: the sigmoid's centre is at x = −shift, in units of x. Finite
             float; default −1.0, the best of the sigmoids that were tried in 2018.
         slope: Steepness of the sigmoid, in 1/x. Finite float, default 1.0.
@@ -155,8 +156,8 @@ class GAAF(keras.Operation):
         wave: "floor" (default): g = (Kx − ⌊Kx⌋ − 0.5)/K. "round": g = (|Kx − round(Kx)| − 0.5)/K,
             whose slope alternates. None: the limit K → ∞, values exactly φ(x), gradient φ′ + s.
         shape: s. "sigmoid": sigmoid(slope·(x + shift)). "gaussian": exp(−x²/3). None: 1
-            everywhere. A callable: s(x) of a float32 or float64 tensor, without variables that
-            train. Default "auto": "sigmoid" for φ = relu, relu6 and a `keras.layers.ReLU`,
+            everywhere. A callable without trainable variables: s(x) of a float32 or float64
+            tensor. Default "auto": "sigmoid" for φ = relu, relu6 and a `keras.layers.ReLU`,
             "gaussian" for tanh. For any other φ the shape must be given. Three shapes are for
             φ = relu alone, best with wave None: with s = r′ − φ′ they replace its gradient by r′.
             "bsilu": r = (x + 1.67)·sigmoid(x) − 1.67/2.
@@ -201,8 +202,6 @@ class GAAF(keras.Operation):
         if isinstance(phi, keras.Layer):
             _require("activation", _is_stateless(phi), "a layer without weights", phi)
         self.activation = phi
-        # A layer would cast x to its own dtype.
-        self._phi = phi.call if isinstance(phi, keras.Layer) else phi
         self.shift = _number("shift", shift)
         self.slope = _number("slope", slope)
         self.frequency = _number("frequency", frequency, "a positive finite number", 1.2e-38)
@@ -225,7 +224,7 @@ class GAAF(keras.Operation):
 
     def call(self, x):
         if _values_are_of_phi.get():
-            return ops.cast(self._phi(x), x.dtype)
+            return ops.cast(self.activation(x), x.dtype)
         if hasattr(x, "with_flat_values"):  # a tf.RaggedTensor
             flat = ops.reshape(x.flat_values, [-1])  # nothing is compiled for a vector's length
             return x.with_flat_values(ops.reshape(self.call(flat), ops.shape(x.flat_values)))
@@ -234,7 +233,7 @@ class GAAF(keras.Operation):
         # Any other φ: the backend differentiates φ itself. φ_new of the function 0 adds g·s to the
         # value and s to the gradient. The gain then multiplies the sum.
         wide = _widened(x)
-        y = ops.cast(self._phi(wide), wide.dtype)
+        y = ops.cast(self.activation(wide), wide.dtype)
         y = y + self._phi_new(ops.zeros_like, 1.0, x.dtype)(wide)
         if self._factor != 1:
             y = _identity_with_gain(self._factor)(y)
@@ -600,7 +599,7 @@ def _call_flattened(function, x):
 def _is_being_exported():
     """Whether `Model.export` calls this. Keras has no flag for that, so the call stack is searched.
 
-    ONNX and LiteRT have no functions that XLA compiles. Other exporters are not recognised.
+    ONNX and LiteRT cannot hold what XLA has compiled. Other exporters are not recognised.
     """
     frame = inspect.currentframe()
     while frame and not str(frame.f_globals.get("__name__")).startswith("keras.src.export."):
@@ -659,7 +658,8 @@ def _replaceable_phi(activation):
             phi = each
     if phi is relu and hasattr(activation, "negative_slope"):
         limits = activation.max_value, activation.negative_slope, activation.threshold
-        return {(None, 0, 0): relu, (6, 0, 0): relu6}.get(limits) or keras.layers.ReLU(*limits)
+        usual = {(None, 0, 0): relu, (6, 0, 0): relu6}.get(limits)
+        return usual or keras.layers.ReLU(*limits, dtype="float32")
     return phi if any(phi is each for each in _SHAPE_OF) else None
 
 
@@ -813,8 +813,8 @@ class _Converter:
     def convert_layers(self, configs, model):
         """Returns the new configs of a model's layers.
 
-        A layer used twice has one shared_object_id in both places, so that Keras loads it once. One
-        without weights, which another model has too, is loaded for each of them, as Keras does.
+        A layer used twice has one shared_object_id in both places, so that Keras loads it once. A
+        layer without weights has none: Keras loads it once for each model.
         """
         layers = getattr(model, "operations", None) or model.layers
         # A Sequential's `layers` lacks the InputLayer and may have a layer twice. `configs` begins
@@ -837,7 +837,10 @@ def _is_of_integers(held, owner):
 
 
 def _operation_of(function, dtype):
-    """The one operation that Keras makes of a function in a graph. It passes no masks on."""
+    """The one operation that Keras makes of a function in a graph.
+
+    An operation passes no masks on. The layer Activation does.
+    """
     x = keras.Input((1,))
     try:
         _, operation = keras.Model(x, function(x)).operations  # ValueError if there are several

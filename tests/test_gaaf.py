@@ -408,12 +408,6 @@ def test_a_layer_is_an_activation_if_it_has_no_weights():
     assert gaaf.GAAF(keras.layers.ReLU()).shape == "sigmoid"
 
 
-def test_a_layer_computes_in_the_dtype_of_x():
-    leaky = keras.layers.LeakyReLU(0.25, dtype="float16")
-    found = gaaf.GAAF(leaky, wave=None, shape=None)(np.array([1.0003, 70000], "float32"))
-    assert to_numpy(found).tolist() == [np.float32(1.0003), 70000]
-
-
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the others compile whole steps, or nothing")
 def test_only_shapes_known_but_for_the_batch_are_compiled(monkeypatch):
     import tensorflow as tf

@@ -570,7 +570,10 @@ def test_what_keras_cannot_save_is_refused_before_it_trains(unsavable, run, monk
         rate = functools.partial(float, 1e-3)
         compiled_with(monkeypatch, optimizer=keras.optimizers.Adam(rate))
     message = stops_with(2, [*flags, "--overwrite", "--ignore-changes"], capsys)
-    assert "model: allowed is one that Keras can save, with its optimizer; received " in message
+    assert (
+        "model: allowed is one that Keras can save, with its optimizer, loss and metrics; "
+        in message
+    )
     assert contents(directory) == before
 
 

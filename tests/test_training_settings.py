@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,19 @@ def test_settings_of_ones_own_may_be_of_any_type(capsys):
         with pytest.raises(SystemExit):
             parse(Several, "", [f"--{name}=small"])
         assert f"unrecognized arguments: --{name}" in capsys.readouterr().err
+
+
+def test_settings_of_ones_own_may_follow_from_others():
+    @dataclasses.dataclass(frozen=True)
+    class Scaled(main.Settings):
+        teacher: Path = Path("a.keras")
+
+        def __post_init__(self):
+            if self.learning_rate == "auto":
+                object.__setattr__(self, "learning_rate", self.batch_size / 128000)
+
+    assert parse(Scaled, "", ["--batch-size=256"])[0].learning_rate == 0.002
+    assert parse(Scaled, "", ["--teacher=b.keras"])[0].teacher == Path("b.keras")
 
 
 def test_settings_may_be_in_a_script_whose_annotations_are_text(tmp_path, monkeypatch):

@@ -21,10 +21,10 @@ OF_KERAS = {"_model", "params"}
 
 
 def require_compatible(settings, callbacks):
-    """Raises `Mistake` for an object that is no callback, and for three of Keras' callbacks.
+    """Raises `Mistake` for an object that is no callback, and for some of Keras' callbacks.
 
-    These are BackupAndRestore, and those that set the learning rate, beside a schedule that sets it
-    too.
+    It refuses BackupAndRestore. It refuses ReduceLROnPlateau and LearningRateScheduler if the
+    schedule sets the learning rate as well.
     """
     for callback in callbacks:
         if not isinstance(callback, keras.callbacks.Callback):

@@ -88,7 +88,7 @@ class SeedOfTorch(keras.callbacks.Callback):
         if batch == 0:  # Keras' data loader has drawn by now
             import torch
 
-            torch.manual_seed(self.seed * 10**6 + self.epoch)  # runs have fewer epochs than that
+            torch.manual_seed(self.seed * 10**6 + self.epoch)  # an epoch is below 10**6
 
 
 class WholeEpochs(keras.callbacks.Callback):
@@ -203,7 +203,8 @@ class StopOnNotFinite(keras.callbacks.Callback):
 class StopOnSignal(keras.callbacks.Callback):
     """Raises `Interrupted` before the next step after Ctrl-C or SIGTERM.
 
-    It is a context manager too, within which it listens. If no step follows, it raises at the end.
+    It is a context manager too, within which it listens. If no step follows, the end of the
+    context raises it.
     A second signal ends main.py at once. In a script or notebook it does what it did before, which
     for Ctrl-C is to raise KeyboardInterrupt.
     """

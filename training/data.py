@@ -83,7 +83,7 @@ def require_source(source):
             f"data: allowed is {', '.join(map(repr, NAMED))}, or the path of an .npz file or of "
             f"an official .tar.gz; received {source!r}, which is not a file"
         )
-    # Of a link its own name, as that of what it points to may end in another way.
+    # A link keeps its own name: its target may have another ending.
     return str(path.parent.resolve() / path.name)
 
 

@@ -177,13 +177,13 @@ def require_each_step(model):
 
 
 def require_savable(model):
-    """Raises `Mistake` if Keras cannot save the model and its optimizer, as after each epoch."""
+    """Raises `Mistake` if Keras cannot save the compiled model, as it has to after each epoch."""
     try:
         json.dumps(keras.saving.serialize_keras_object(model))
     except Exception as error:  # whatever the `get_config` of the user's own layers raises
         raise Mistake(
-            "model: allowed is one that Keras can save, with its optimizer; "
-            f"received {model.name}: {reason(error)}"
+            "model: allowed is one that Keras can save, with its optimizer, loss and "
+            f"metrics; received {model.name}: {reason(error)}"
         ) from error
 
 
@@ -196,10 +196,12 @@ def _fits(shape, wanted):
 def make_variables(model, data, batch_size):
     """Makes all variables of a compiled model, so that they can be restored before it trains.
 
-    Tries its loss on a first batch: an error is to come before an old run is removed.
+    On one device it also computes the loss of a batch, so that an error comes before an old run is
+    removed.
     """
     model.optimizer.build(model.trainable_variables)
-    x, y = data.x_train[:batch_size], keras.ops.convert_to_tensor(data.y_train[:batch_size])
+    images, labels = data.x_train[:batch_size], data.y_train[:batch_size]
+    x, y = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
     probabilities = keras.ops.full((len(x), data.num_classes), 1 / data.num_classes)
     if model.loss is not None and devices.count() == 1:
         model.compute_loss(x, y, probabilities)

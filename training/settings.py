@@ -38,6 +38,8 @@ LIMITS = {
 }
 # What shape "auto" is for an activation.
 USUAL_SHAPES = {"relu": "sigmoid", "relu6": "sigmoid", "tanh": "gaussian"}
+# Types of which text cannot give a value. `bool` is here for `bool | None`.
+WITHOUT_FLAG = (bool, list, tuple, dict, set)
 # Words that may stand in the place of a number.
 WORDS = {"learning_rate": ("auto",), "gain": ("peak",)}
 
@@ -154,13 +156,13 @@ def parse(settings_class, description, arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    comments, defaults = comments_of(settings_class), settings_class()
+    comments, defaults = comments_of(settings_class), _defaults(settings_class)
     for name, kinds in _kinds(settings_class).items():
-        if kinds != (bool,) and kinds[0] not in (int, float, str):
-            continue  # a list, say, is edited, and has no flag
+        if kinds != (bool,) and (kinds[0] in WITHOUT_FLAG or not isinstance(kinds[0], type)):
+            continue
         flag = "--" + name.replace("_", "-")
         help_text = comments.get(name, "").replace("%", "%%") or " "
-        default = getattr(defaults, name)
+        default = defaults[name]
         parser.add_argument(flag, default=default, help=help_text, **_argument(name, kinds))
     parser.add_argument(
         "--evaluate",
@@ -170,12 +172,22 @@ def parse(settings_class, description, arguments=None):
     )
     given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
     path, data = given.pop("evaluate", None), given.pop("data")
-    changed = [name for name in given if given[name] != getattr(defaults, name)]
+    changed = [name for name in given if given[name] != defaults[name]]
     if path is not None and changed:
         parser.error(f"--evaluate: allowed beside it is --data; received {', '.join(changed)}")
     if data is not None:
         given["data"] = data
     return settings_class(**given), (path, data) if path is not None else None
+
+
+def _defaults(settings_class):
+    """{name: default} of a class of settings."""
+    return {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in dataclasses.fields(settings_class)
+    }
 
 
 def _argument(name, kinds):
