@@ -36,7 +36,7 @@ ANSWER = (
     "paper",
     "paper, peak",
     "default",
-    "weight decay matched",
+    "relu, weight decay 2e-4",
     "v2, paper, peak",
     "augmented, paper, peak",
 )
