@@ -11,6 +11,7 @@ also flows where φ saturates. A shape s says where (Hahn & Choi, arXiv 1806.097
 `to_gaaf` replaces a model's relu, relu6 and tanh by GAAF, and `to_plain` takes GAAF out again.
 """
 
+import collections
 import contextlib
 import contextvars
 import functools
@@ -255,19 +256,11 @@ class GAAF(keras.Operation):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
         names = ("shift", "slope", "frequency", "wave", "shape", "gain")
-        phi = self.activation
-        # By its name alone, Keras would find keras.activations.gelu for keras.ops.gelu.
-        is_of_ops = getattr(ops, getattr(phi, "__name__", ""), None) is phi
-        config = {"activation": serialize(phi) if is_of_ops else keras.activations.serialize(phi)}
+        config = {"activation": _config_of(self.activation, keras.activations.serialize)}
         config |= {name: getattr(self, name) for name in names}
-        config["shape"] = serialize(self.shape) if callable(self.shape) else self.shape
-        for name in ("activation", "shape"):
-            entry, function = config[name], getattr(self, name)
-            # Keras names another module for a function of keras.ops, and cannot load it from there.
-            if isinstance(entry, dict) and getattr(ops, str(entry.get("config")), None) is function:
-                entry["module"] = "keras.ops"
+        if callable(self.shape):
+            config["shape"] = _config_of(self.shape, keras.saving.serialize_keras_object)
         return super().get_config() | config
 
     @classmethod
@@ -412,6 +405,13 @@ def _checked_shape(shape, phi):
     allowed = f"{names}, a callable, or 'auto' for relu, relu6 and tanh; {for_relu} for relu alone"
     _require("shape", callable(shape) or shape in usable, allowed, shape)
     return shape
+
+
+def _config_of(function, serialize):
+    """The config of φ or s. For one of keras.ops, Keras itself would load another function."""
+    if getattr(ops, getattr(function, "__name__", ""), None) is function:
+        return keras.saving.serialize_keras_object(function) | {"module": "keras.ops"}
+    return serialize(function)
 
 
 def _adds_wave(frequency, wave, dtype):
@@ -634,12 +634,7 @@ def to_gaaf(model: keras.Model, check: bool = True, **parameters: Any) -> tuple[
         ValueError: if a parameter is wrong, or if no copy can be made that computes the same.
     """
     GAAF("relu", **parameters)  # raises for wrong ones, even where there is nothing to replace
-
-    def gaaf_of(activation):
-        phi = _replaceable_phi(activation)
-        return phi and GAAF(phi, **parameters)
-
-    return _converted(model, gaaf_of, check)
+    return _converted(model, functools.partial(_gaaf_of, parameters), check)
 
 
 def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
@@ -648,6 +643,12 @@ def to_plain(model: keras.Model, check: bool = True) -> tuple[keras.Model, int]:
     Values differ by 0.5/frequency at most, for each activation. All else is as for `to_gaaf`.
     """
     return _converted(model, _phi_of_gaaf, check)
+
+
+def _gaaf_of(parameters, activation):
+    """The GAAF that replaces an activation; None if `to_gaaf` does not replace it."""
+    phi = _replaceable_phi(activation)
+    return phi and GAAF(phi, **parameters)
 
 
 def _replaceable_phi(activation):
@@ -816,17 +817,23 @@ class _Converter:
         A layer used twice has one shared_object_id in both places, so that Keras loads it once. A
         layer without weights has none: Keras loads it once for each model.
         """
-        layers = getattr(model, "operations", None) or model.layers
+        layers = _layers_of(model)
         # A Sequential's `layers` lacks the InputLayer and may have a layer twice. `configs` begins
         # with the InputLayer and has each layer once.
         inputs = len(configs) - len(set(layers))
         config_of = dict(zip(dict.fromkeys(layers), configs[inputs:], strict=True))
         new = [self.convert(config_of[layer], layer) for layer in layers]
+        times = collections.Counter(layers)
         for config, layer in zip(new, layers, strict=True):
             is_input = isinstance(layer, keras.layers.InputLayer)
-            if is_input or getattr(layer, "weights", None) or layers.count(layer) > 1:
+            if is_input or getattr(layer, "weights", None) or times[layer] > 1:
                 config["shared_object_id"] = id(layer)
         return configs[:inputs] + new
+
+
+def _layers_of(model):
+    """The layers of a model and, in a graph, its operations, in order."""
+    return getattr(model, "operations", None) or model.layers
 
 
 def _is_of_integers(held, owner):
@@ -871,8 +878,7 @@ def _compare(model, copy):
     if largest <= _LARGEST_DIFFERENCE:
         share = f"{largest:.0e} of the largest"
         return True, f"with φ for GAAF, outputs of a random batch differ by {share}"
-    steps = (getattr(each, "operations", None) or each.layers for each in (model, copy))
-    for layer, twin in zip(*steps, strict=True):
+    for layer, twin in zip(_layers_of(model), _layers_of(copy), strict=True):
         if isinstance(layer, keras.Model):
             _compare(layer, twin)  # which raises if the difference is inside
             continue
@@ -885,7 +891,8 @@ def _compare(model, copy):
 def _difference(expected, found):
     """The largest difference of arrays, as a share of the largest value."""
     pairs = zip(expected, found, strict=True)
-    return max(np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-30) for a, b in pairs)
+    shares = [np.abs(a - b).max(initial=0) / np.abs(a).max(initial=1e-30) for a, b in pairs]
+    return max(shares, default=0)
 
 
 def _outputs(model, tensors):

@@ -156,14 +156,16 @@ def parse(settings_class, description, arguments=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    comments, defaults = comments_of(settings_class), _defaults(settings_class)
-    for name, kinds in _kinds(settings_class).items():
-        if kinds != (bool,) and (kinds[0] in WITHOUT_FLAG or not isinstance(kinds[0], type)):
+    comments, kinds = comments_of(settings_class), _kinds(settings_class)
+    for field in dataclasses.fields(settings_class):
+        name, default = field.name, field.default
+        if not _has_flag(kinds[name]):
             continue
+        if default is dataclasses.MISSING:
+            default = field.default_factory()
         flag = "--" + name.replace("_", "-")
         help_text = comments.get(name, "").replace("%", "%%") or " "
-        default = defaults[name]
-        parser.add_argument(flag, default=default, help=help_text, **_argument(name, kinds))
+        parser.add_argument(flag, default=default, help=help_text, **_argument(name, kinds[name]))
     parser.add_argument(
         "--evaluate",
         metavar="PATH",
@@ -172,7 +174,7 @@ def parse(settings_class, description, arguments=None):
     )
     given = vars(parser.parse_args(arguments, argparse.Namespace(data=None)))
     path, data = given.pop("evaluate", None), given.pop("data")
-    changed = [name for name in given if given[name] != defaults[name]]
+    changed = [name for name in given if given[name] != parser.get_default(name)]
     if path is not None and changed:
         parser.error(f"--evaluate: allowed beside it is --data; received {', '.join(changed)}")
     if data is not None:
@@ -180,14 +182,10 @@ def parse(settings_class, description, arguments=None):
     return settings_class(**given), (path, data) if path is not None else None
 
 
-def _defaults(settings_class):
-    """{name: default} of a class of settings."""
-    return {
-        field.name: field.default
-        if field.default_factory is dataclasses.MISSING
-        else field.default_factory()
-        for field in dataclasses.fields(settings_class)
-    }
+def _has_flag(kinds):
+    """Whether text can give a value of these types."""
+    is_class = isinstance(kinds[0], type)  # Literal and tuple[str, ...] are none
+    return kinds == (bool,) or (is_class and kinds[0] not in WITHOUT_FLAG)
 
 
 def _argument(name, kinds):
